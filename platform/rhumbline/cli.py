@@ -1,0 +1,172 @@
+"""`rhumbline` on the command line. A command imports what it needs when it runs, so `--help` needs no torch and no Ray.
+
+    rhumbline doctor                       what this machine has, and what stands in the way
+    rhumbline recipes ls | show | check    recipes, their values, their faults
+    rhumbline data inspect PATH            what a data file is taken for
+    rhumbline runs ls | show NAME          what runs have done so far
+
+Training itself is a job: `ray job submit ... -- jobs/dpa.py --recipe ...`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rhumbline import __version__
+from rhumbline.errors import EXIT_USER_ERROR, UserError
+
+app = typer.Typer(
+    help="Align one language model to many people at once: preference directions in reward space, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="Recipes: list, show, check.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Data files: what they are taken for.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="Run directories: list, show.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+Recipe = Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe such as smol.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe.")]
+RunsFolder = Annotated[
+    Path, typer.Option("--runs", help="The folder of runs.", envvar="RHUMBLINE_RUNS", show_default="runs")
+]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. A UserError becomes one message and exit code 2; anything else keeps its traceback."""
+    try:
+        app(args=args)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Versions, devices, capacity, Ray; every problem with its remedy. Exit code 1 where a run could not work."""
+    from rhumbline.doctor import examine
+
+    findings = examine()
+    problems = [f for f in findings if f.level == "problem"]
+    if as_json:
+        typer.echo(json.dumps({"ok": not problems, "findings": [asdict(f) for f in findings]}, indent=1))
+    else:
+        for finding in findings:
+            typer.echo(finding.line())
+        typer.echo(f"\n{len(problems)} problems" if problems else "\nno problems")
+    raise typer.Exit(1 if problems else 0)
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """The recipes here (jobs/recipes) and those of the checkout."""
+    from rhumbline.recipes import available
+
+    for entry in available():
+        typer.echo(f"{entry.name:<20}{entry.title}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every key, defaults included.")] = False,
+) -> None:
+    """A recipe as it is written; resolved, with --resolved or overrides."""
+    from rhumbline import config, recipes
+
+    path = recipes.find(recipe)
+    if resolved or overrides:
+        typer.echo(config.dump(config.load(path, overrides or [])), nl=False)
+    else:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("check")
+def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Load a recipe, make its codec and its region of directions. Exit code 2 with every fault by its path."""
+    from rhumbline import codecs, config, directions, recipes
+
+    path = recipes.find(recipe)
+    loaded = config.load(path, overrides or [])
+    names = list(loaded.rewards.objectives)
+    codecs.make(loaded.directions.codec, names, loaded.directions.codec_options)
+    directions.region(loaded.directions, names)
+    typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(names)}, codec {loaded.directions.codec}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    path: Annotated[str, typer.Argument(help="JSONL(.gz), Parquet, a hub name, or 'embedded'.")],
+    split: Annotated[str | None, typer.Option(help="A split of the file or of the hub data set.")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="A folder or hub name; 'embedded', or 'none' to count no tokens.")
+    ] = "embedded",
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longer samples, prompt and answer, count as too long.")
+    ] = 2048,
+) -> None:
+    """Detected type, column mapping, three rendered rows; how many are duplicates, empty or too long."""
+    from rhumbline.data.inspect import inspect
+
+    loaded = None
+    if tokenizer != "none":
+        from rhumbline.learning.policy import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+    for text in inspect(path, loaded, max_tokens=max_tokens, split=split).lines():
+        typer.echo(text)
+
+
+@runs_app.command("ls")
+def runs_ls(runs: RunsFolder = Path("runs")) -> None:
+    """Every run: its state, when it last gave a sign of life, and where it stands."""
+    from rhumbline.runs import all_runs, line
+
+    found = all_runs(runs)
+    for run in found:
+        typer.echo(line(run))
+    if not found:
+        typer.echo(f"no runs in {runs}", err=True)
+
+
+@runs_app.command("show")
+def runs_show(
+    name: Annotated[str, typer.Argument(help="The name of a run, or its path.")], runs: RunsFolder = Path("runs")
+) -> None:
+    """State, finished work, results per iteration, and where the report is."""
+    from rhumbline.runs import describe
+
+    path = Path(name) if os.sep in name else runs / name
+    for text in describe(path):
+        typer.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Queries: who is asked what, under which direction. The first step of every iteration.
+
+Every query has its own seed, derived from (run seed, iteration, prompt id, direction index), so a shard that is generated
+again after a crash is the same shard.
+
+    queries = ask(prompts, cone, codec, per_prompt=5, iteration=1, seed=7)
+    queries[0].messages[0].content         # '... weighted rating = helpfulness*97 + verbosity*-26'
+    shards = in_shards(queries, prompts_per_shard=32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from rhumbline.codecs import Codec, conversation
+from rhumbline.config import Directions, Style
+from rhumbline.directions import Cone, Direction
+from rhumbline.records import Message, Prompt, Query
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^31) from anything that prints: the same parts give the same seed on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def ask(
+    prompts: Iterable[Prompt], cone: Cone, codec: Codec, directions: Directions, *, iteration: int, seed: int
+) -> list[Query]:
+    """`directions.per_prompt` directions per prompt, drawn by its law, each said by the codec."""
+    queries = []
+    for prompt in prompts:
+        rng = np.random.default_rng(derive_seed(seed, iteration, prompt.id, "directions"))
+        drawn_NK = cone.sample(
+            rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
+        )
+        queries += ask_all([prompt], [tuple(v_K.tolist()) for v_K in drawn_NK], codec, iteration=iteration, seed=seed)
+    return queries
+
+
+def ask_all(
+    prompts: Iterable[Prompt], directions: Sequence[Direction | None], codec: Codec, *, iteration: int, seed: int
+) -> list[Query]:
+    """Every prompt under every one of `directions`; None asks without a direction, as the initial policy is asked."""
+    return [
+        Query(
+            prompt=prompt,
+            iteration=iteration,
+            direction=direction,
+            direction_index=index,
+            style="",
+            messages=conversation(codec, direction, prompt.messages),
+            seed=derive_seed(seed, iteration, prompt.id, index),
+        )
+        for prompt in prompts
+        for index, direction in enumerate(directions)
+    ]
+
+
+def ask_in_styles(prompts: Iterable[Prompt], styles: Mapping[str, Style], *, iteration: int, seed: int) -> list[Query]:
+    """Every prompt in every style, without a direction: the contrast that t=0 learns from.
+
+    A style's words follow the user's last turn; `Style.samples` queries each, because styles may be sampled unequally.
+    """
+    queries = []
+    for prompt in prompts:
+        index = 0
+        for name, style in styles.items():
+            *earlier, last = prompt.messages
+            said = Message(role=last.role, content=f"{last.content}\n\n{style.words}" if style.words else last.content)
+            for _ in range(style.samples):
+                queries.append(
+                    Query(
+                        prompt=prompt,
+                        iteration=iteration,
+                        direction=None,
+                        direction_index=index,
+                        style=name,
+                        messages=(*earlier, said),
+                        seed=derive_seed(seed, iteration, prompt.id, index),
+                    )
+                )
+                index += 1
+    return queries
+
+
+def in_shards(queries: Sequence[Query], prompts_per_shard: int) -> list[list[Query]]:
+    """Consecutive queries in shards that hold whole prompts: shard i is the same list on every run."""
+    shards: list[list[Query]] = []
+    seen: set[str] = set()
+    for query in queries:
+        if query.prompt.id not in seen and len(seen) % prompts_per_shard == 0:
+            shards.append([])
+        seen.add(query.prompt.id)
+        shards[-1].append(query)
+    return shards
+
+
+def spread_directions(
+    prompts: Iterable[Prompt], cone: Cone, per_prompt: int, *, seed: int
+) -> dict[str, list[Direction]]:
+    """For pooled selection: `per_prompt` directions of each prompt, spread over the cone instead of left to chance.
+
+    K=2: stratified angles, one uniform draw in each of `per_prompt` equal arcs, so that every prompt shows the model both
+    ends. K>2: uniform on the cap.
+    """
+    out: dict[str, list[Direction]] = {}
+    for prompt in prompts:
+        rng = np.random.default_rng(derive_seed(seed, "spread", prompt.id))
+        if len(cone.names) == 2:
+            high, low = cone.grid(2)
+            start, end = np.arctan2(high[1], high[0]), np.arctan2(low[1], low[0])
+            share_N = (np.arange(per_prompt) + rng.uniform(size=per_prompt)) / per_prompt
+            angle_N = start + share_N * (end - start)
+            drawn_NK = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1)
+        else:
+            drawn_NK = cone.sample(rng, per_prompt)
+        out[prompt.id] = [tuple(v_K.tolist()) for v_K in drawn_NK]
+    return out

@@ -1,0 +1,71 @@
+"""Where recipes lie and what they are called: `jobs/recipes` of the folder one stands in, then of the checkout itself.
+
+    [r.name for r in available()]          # ['dpa-mistral-7b', 'quickstart', 'smol']
+    find("smol")                           # PosixPath('jobs/recipes/smol.yaml')
+    config.load(find("smol"), ["seed=1"])
+
+For `rhumbline recipes` and whoever else takes a recipe by name; `config.load` takes a path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhumbline.errors import ConfigError, did_you_mean
+
+FOLDER = Path("jobs/recipes")
+_CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py of an editable installation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One recipe file on this machine."""
+
+    name: str  # the file's stem
+    path: Path
+    title: str  # the first comment line of the file; empty where it has none
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders that are searched, in order; those that exist, each once."""
+    found: dict[Path, Path] = {}
+    for folder in (FOLDER, _CHECKOUT / FOLDER):
+        if folder.is_dir():
+            found.setdefault(folder.resolve(), folder)
+    return tuple(found.values())
+
+
+def available() -> list[Entry]:
+    """Every recipe in `folders()`, by name; the earlier folder wins where two have the same name."""
+    entries: dict[str, Entry] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.yaml")):
+            entries.setdefault(path.stem, Entry(name=path.stem, path=path, title=_title(path)))
+    return sorted(entries.values(), key=lambda entry: entry.name)
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by path (`my/recipe.yaml`) or by name (`smol`). Raises ConfigError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    entries = {entry.name: entry.path for entry in available()}
+    stem = path.name.removesuffix(".yaml")
+    if stem in entries and path.parent == Path():
+        return entries[stem]
+    known = (
+        f"Known: {', '.join(entries)}" if entries else f"No folder {FOLDER} here: stand in a checkout, or give a path"
+    )
+    raise ConfigError(f"recipe not found: {name}.{did_you_mean(stem, entries)} {known}")
+
+
+def _title(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            text = line.lstrip("#").strip()
+            if not line.startswith("#"):
+                return ""
+            if text and not text.startswith("yaml-language-server"):
+                return text
+    return ""

@@ -1,0 +1,144 @@
+"""What a run directory says about itself, for people: `rhumbline runs ls` and `runs show`. It only reads.
+
+    for run in all_runs("runs"):
+        print(run.name, run.state, run.stage)          # smol running iterations/t=1/rollouts
+    print("\\n".join(describe(Path("runs/smol"))))
+
+A run that says `running` and has not beaten for a minute is `stale`: its driver is gone, and `--resume` goes on there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rhumbline import durable
+from rhumbline.errors import RunError, did_you_mean
+from rhumbline.lease import STALE_AFTER_S
+
+_RECIPE = "recipe.resolved.yaml"  # every run has it, from its first second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run directory at one moment."""
+
+    name: str
+    path: Path
+    state: str  # running, done, failed, stopped; 'stale': says running, but its heartbeat has stopped
+    stage: str
+    progress: Mapping[str, float]
+    heartbeat_age_s: float | None  # None: it never beat
+    reason: str  # why it failed or stopped
+    report: Path | None  # report/index.html where there is one
+
+
+def read(path: Path) -> Run:
+    """The run in `path`. Raises RunError where there is none."""
+    if not (path / _RECIPE).is_file():
+        near = did_you_mean(path.name, _names(path.parent))
+        raise RunError(f"no run at {path} (it would hold {_RECIPE}).{near} `rhumbline runs ls` lists runs")
+    status = _json(path / "status.json")
+    beat = status.get("heartbeat")
+    age_s = None if beat is None else max(0.0, time.time() - float(beat))
+    state = str(status.get("state", "unknown"))
+    if state == "running" and (age_s is None or age_s >= STALE_AFTER_S):
+        state = "stale"
+    report = path / "report/index.html"
+    return Run(
+        name=path.name,
+        path=path,
+        state=state,
+        stage=str(status.get("stage") or ""),
+        progress=status.get("progress") or {},
+        heartbeat_age_s=age_s,
+        reason=str(status.get("reason") or ""),
+        report=report if report.is_file() else None,
+    )
+
+
+def all_runs(folder: str | Path) -> list[Run]:
+    """Every run in a folder, the most recently alive first."""
+    runs = [read(Path(folder) / name) for name in _names(Path(folder))]
+    return sorted(runs, key=lambda run: run.heartbeat_age_s if run.heartbeat_age_s is not None else float("inf"))
+
+
+def line(run: Run) -> str:
+    """One line of `runs ls`."""
+    where = run.stage + "".join(f" {key}={value:g}" for key, value in run.progress.items())
+    return f"{run.name:<24}{run.state:<9}{_ago(run.heartbeat_age_s):<12}{where}".rstrip()
+
+
+def describe(path: Path) -> Iterator[str]:
+    """The lines of `runs show`: state, what is finished, results per iteration, where the report is."""
+    run = read(path)
+    yield f"{run.name}  {run.path}"
+    yield f"state       {run.state}{run.reason and f': {run.reason}'}"
+    if run.state in ("stale", "failed", "stopped"):
+        yield "            finished shards are safe: the same command with --resume goes on from them"
+    if run.stage:
+        yield f"stage       {run.stage}" + "".join(f" {key}={value:g}" for key, value in run.progress.items())
+    yield f"heartbeat   {_ago(run.heartbeat_age_s)}"
+    versions = _json(path / "env.json").get("versions") or {}
+    yield f"versions    {', '.join(f'{name} {version}' for name, version in versions.items()) or 'not recorded'}"
+    yield from _work(path)
+    yield from _results(path)
+    yield f"report      {run.report or 'not written yet'}"
+
+
+def _work(path: Path) -> Iterator[str]:
+    shards: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    latest = {(entry.get("stage"), entry.get("index")): entry for entry in durable.read(path / "ledger.jsonl")}
+    for entry in latest.values():
+        shards[str(entry.get("stage"))] += 1
+        rows[str(entry.get("stage"))] += int(entry.get("rows", 0))
+    for stage in sorted(shards):
+        yield f"done        {stage}: {shards[stage]} shards, {rows[stage]:,} rows"
+    checkpoints = sorted(p.name for p in (path / "checkpoints").glob("t=*")) if (path / "checkpoints").is_dir() else []
+    if checkpoints:
+        yield f"checkpoints {', '.join(checkpoints)}"
+
+
+def _results(path: Path) -> Iterator[str]:
+    summary = _json(path / "report/summary.json")
+    iterations = summary.get("iterations") or [_json(file) for file in sorted((path / "evaluation").glob("t=*.json"))]
+    for result in iterations:
+        if "t" not in result:
+            continue
+        volume, spearman = result.get("hypervolume"), result.get("spearman")
+        parts = [f"{len(result.get('directions') or [])} directions"]
+        if isinstance(volume, Mapping):
+            parts.append(f"hypervolume {_interval(volume)}")
+        if isinstance(spearman, Mapping):
+            known = {name: v.get("value") if isinstance(v, Mapping) else v for name, v in spearman.items()}
+            parts.append("Spearman " + ", ".join(f"{k} {v:.2f}" for k, v in known.items() if v is not None))
+        yield f"t={result['t']!s:<10}{'; '.join(parts)}"
+    if summary.get("reference_point") is not None:
+        yield f"            reference point {summary['reference_point']}"
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    text = f"{value.get('value', float('nan')):.4g}"
+    return f"{text} [{value['low']:.4g}, {value['high']:.4g}]" if value.get("low") is not None else text
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(found.parent.name for found in folder.glob(f"*/{_RECIPE}"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return (durable.parse_json(path.read_bytes()) if path.is_file() else None) or {}
+
+
+def _ago(age_s: float | None) -> str:
+    if age_s is None:
+        return "never"
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= 2 * seconds:
+            return f"{age_s / seconds:.0f} {unit} ago"
+    return f"{age_s:.0f} s ago"

@@ -1,0 +1,124 @@
+"""Selection: which scored completions are kept, and for which direction. Pure functions of records.
+
+    kept = best_of_n(scored, standardiser)                            # DPA: argmax of v . z within each query
+    kept = pooled(scored, {"p1": [(1.0, 0.0), (0.8, -0.6)]}, standardiser)
+    kept.selected[0].value                                            # the scalar that was maximised
+    kept.duplicates_dropped, kept.groups, kept.unique
+
+Because a reward vector does not depend on a direction, `pooled` ranks all samples of a prompt for any direction at no
+cost. Ties go to the first in the order given; samples with the same text count once. N samples, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rhumbline.directions import Direction
+from rhumbline.errors import DirectionError, ScoringError
+from rhumbline.records import Scored, Selected
+from rhumbline.scalarise import Array, Scalarisation, Standardiser, linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a selection kept."""
+
+    selected: tuple[Selected, ...]  # in the order of the groups
+    duplicates_dropped: int  # samples whose text an earlier one of their group had
+    groups: int  # in which one sample was picked per direction
+
+    @property
+    def unique(self) -> int:
+        """Distinct completions among `selected`; one may serve several directions."""
+        return len({(s.scored.completion.query.iteration, s.scored.completion.id) for s in self.selected})
+
+
+def best_of_n(scored: Iterable[Scored], standardiser: Standardiser, scalarise: Scalarisation = linear) -> Selection:
+    """The best sample of each query for its own direction, as in the DPA paper. Raises DirectionError, ScoringError."""
+    groups: dict[tuple[int, str], list[Scored]] = {}
+    for one in scored:
+        query = one.completion.query
+        if query.direction is None:
+            raise DirectionError(
+                f"query {query.id} was asked without a direction: best_of_n needs one (selection.rule: pooled)"
+            )
+        groups.setdefault((query.iteration, query.id), []).append(one)
+    selected, dropped = [], 0
+    for group in groups.values():
+        candidates, duplicates = drop_duplicates(group)
+        dropped += duplicates
+        direction = group[0].completion.query.direction
+        assert direction is not None
+        selected.append(_best(candidates, _standardised(candidates, standardiser), direction, scalarise))
+    return Selection(selected=tuple(selected), duplicates_dropped=dropped, groups=len(groups))
+
+
+def pooled(
+    scored: Iterable[Scored],
+    directions: Mapping[str, Sequence[Direction]],
+    standardiser: Standardiser,
+    scalarise: Scalarisation = linear,
+) -> Selection:
+    """The best of all samples of a prompt for each of the prompt's `directions`, whatever they were sampled under.
+
+    Prompts come in the order of `directions`; one whose samples all failed is left out.
+    """
+    pools: dict[str, list[Scored]] = {}
+    for one in scored:
+        pools.setdefault(one.completion.query.prompt.id, []).append(one)
+    selected, dropped, groups = [], 0, 0
+    for prompt_id, wanted in directions.items():
+        if prompt_id not in pools:
+            continue
+        candidates, duplicates = drop_duplicates(pools[prompt_id])
+        z_NK = _standardised(candidates, standardiser)
+        dropped += duplicates
+        groups += 1
+        selected += [_best(candidates, z_NK, direction, scalarise) for direction in wanted]
+    return Selection(selected=tuple(selected), duplicates_dropped=dropped, groups=groups)
+
+
+def rank_arc(
+    scored: Iterable[Scored],
+    standardiser: Standardiser,
+    grid: Sequence[Direction],
+    scalarise: Scalarisation = linear,
+) -> Selection:
+    """Relabel unconditioned samples: each gets the directions of `grid` for which it is the best of its prompt's pool.
+
+    `grid` is the same for every prompt, e.g. `Cone.grid(7)` as tuples; prompts come in the order of their first sample.
+    """
+    rows = list(scored)
+    return pooled(rows, {one.completion.query.prompt.id: grid for one in rows}, standardiser, scalarise)
+
+
+def drop_duplicates(group: Sequence[Scored]) -> tuple[list[Scored], int]:
+    """(the first of each text in order, how many were dropped). Compare within one prompt only."""
+    first: dict[str, Scored] = {}
+    for one in group:
+        first.setdefault(one.completion.text, one)
+    return list(first.values()), len(group) - len(first)
+
+
+def _standardised(candidates: Sequence[Scored], standardiser: Standardiser) -> Array:
+    rewards_NK = np.array([one.rewards for one in candidates], dtype=np.float64)
+    if not np.all(np.isfinite(rewards_NK)):
+        bad = next(one for one in candidates if not np.all(np.isfinite(one.rewards)))
+        raise ScoringError(
+            f"completion {bad.completion.id} has rewards {bad.rewards}: a failed score must not reach selection"
+        )
+    return standardiser(rewards_NK)
+
+
+def _best(candidates: Sequence[Scored], z_NK: Array, direction: Direction, scalarise: Scalarisation) -> Selected:
+    value_N = scalarise(z_NK, np.asarray(direction, dtype=np.float64))
+    index = int(np.argmax(value_N))  # the first of equals
+    return Selected(
+        scored=candidates[index],
+        direction=tuple(float(v) for v in direction),
+        value=float(value_N[index]),
+        num_candidates=len(candidates),
+    )

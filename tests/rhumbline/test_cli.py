@@ -1,0 +1,279 @@
+"""The command line: what it prints, its exit codes, and what it must not import."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rhumbline import __version__, config, doctor, probe, recipes, runs
+from rhumbline.cli import app, main
+from rhumbline.errors import ConfigError, RunError, UserError
+from rhumbline.store import RunStore
+
+RECIPE = """\
+# A recipe of the tests.
+name: tiny
+rewards:
+  sources: [{kind: rules, heads: {length: {rule: verbosity}, brief: {rule: verbosity}}}]
+  objectives:
+    verbosity: {heads: {length: 1.0}}
+    brevity: {heads: {brief: -1.0}}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one recipe; nothing of this machine's checkout or cluster is seen."""
+    folder = tmp_path / "jobs/recipes"
+    folder.mkdir(parents=True)
+    (folder / "tiny.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipes, "_CHECKOUT", tmp_path)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RHUMBLINE_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def lines(*args: str) -> list[str]:
+    result = CliRunner().invoke(app, list(args), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+# --- start-up ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["recipes", "--help"], ["recipes", "ls"], ["runs", "ls"], ["doctor", "--help"]]
+)
+def test_light_commands_import_no_torch_ray_or_transformers(args: list[str]) -> None:
+    code = (
+        "import sys\nfrom rhumbline.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n    assert e.code in (0, None), e.code\n"
+        "heavy = {'torch', 'ray', 'transformers', 'vllm', 'datasets', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_as_a_program_names_every_command() -> None:
+    command = [sys.executable, "-m", "rhumbline.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    for name in ("doctor", "recipes", "data", "runs", "--version"):
+        assert name in done.stdout
+
+
+def test_version() -> None:
+    assert lines("--version") == [__version__]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_ls_gives_name_and_first_comment(checkout: Path) -> None:
+    (checkout / "jobs/recipes/bare.yaml").write_text("name: bare\n")
+    assert [line.split(maxsplit=1) for line in lines("recipes", "ls")] == [["bare"], ["tiny", "A recipe of the tests."]]
+
+
+def test_recipes_show_as_written_and_resolved(checkout: Path) -> None:
+    assert "\n".join(lines("recipes", "show", "tiny")) == RECIPE.rstrip("\n")
+    resolved = config.validate(config.yaml.safe_load("\n".join(lines("recipes", "show", "tiny", "samples=3"))), "x")
+    assert (resolved.samples, resolved.learner.lr) == (3, config.Learner().lr)
+
+
+def test_recipes_check_says_ok(checkout: Path) -> None:
+    (line,) = lines("recipes", "check", "jobs/recipes/tiny.yaml", "seed=5")
+    assert line.startswith("OK")
+    assert "verbosity, brevity" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["tiny", "learner.lrr=1e-5"], "learner.lrr.* Did you mean 'lr'"),
+        (["tiny", "samples=-1"], "samples"),
+        (["tiny", "directions.codec=dpa-int10"], "Did you mean 'dpa-int100'"),
+        (["tinny"], "Did you mean 'tiny'"),
+        (["nowhere/tiny.yaml"], "recipe not found: nowhere/tiny.yaml"),
+    ],
+)
+def test_recipes_check_refuses_with_one_message(
+    checkout: Path, capsys: pytest.CaptureFixture[str], args: list[str], expected: str
+) -> None:
+    message = fails(capsys, "recipes", "check", *args)
+    assert pytest.raises(UserError, match=expected).matches(UserError(message))
+    assert message.startswith("error: ")
+
+
+def test_the_folder_one_stands_in_comes_before_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, title in (("here", "mine"), ("there", "theirs")):
+        (tmp_path / name / "jobs/recipes").mkdir(parents=True)
+        (tmp_path / name / "jobs/recipes/a.yaml").write_text(f"# {title}\n")
+    (tmp_path / "there/jobs/recipes/b.yaml").write_text("# only there\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(recipes, "_CHECKOUT", tmp_path / "there")
+    assert [(e.name, e.title) for e in recipes.available()] == [("a", "mine"), ("b", "only there")]
+    assert recipes.find("b") == tmp_path / "there/jobs/recipes/b.yaml"
+    with pytest.raises(ConfigError, match="Known: a, b"):
+        recipes.find("zzz")
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_data_inspect_counts_and_renders(checkout: Path) -> None:
+    rows = [{"prompt": "Why?", "response": "Because."}, {"prompt": "Why?", "response": "Because."}]
+    (checkout / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = "\n".join(lines("data", "inspect", "d.jsonl", "--tokenizer", "none"))
+    assert "rows         2" in text
+    assert "duplicates   1" in text
+    assert "Because." in text
+
+
+def test_data_inspect_refuses_a_missing_and_an_empty_file(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "empty.jsonl").write_text("")
+    assert "empty.jsonl" in fails(capsys, "data", "inspect", "empty.jsonl", "--tokenizer", "none")
+    assert "not found" in fails(capsys, "data", "inspect", "gone.jsonl", "--tokenizer", "none")
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_every_state(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = config.load("jobs/recipes/tiny.yaml")
+    store = RunStore.create("runs", recipe, resume=False)
+    store.heartbeat("iterations/t=1/rollouts", done=3, total=10)
+    (line,) = lines("runs", "ls")
+    assert line.split()[:2] == ["tiny", "running"]
+    assert "iterations/t=1/rollouts done=3 total=10" in line
+    store.close("failed", "boom")
+    text = "\n".join(lines("runs", "show", "tiny"))
+    assert "failed: boom" in text
+    assert "--resume" in text
+    assert "Did you mean 'tiny'" in fails(capsys, "runs", "show", "tinyy")
+
+
+def test_a_run_whose_heartbeat_stopped_is_stale(checkout: Path) -> None:
+    run = checkout / "runs/dead"
+    run.mkdir(parents=True)
+    (run / "recipe.resolved.yaml").write_text(RECIPE)
+    (run / "status.json").write_text(
+        json.dumps({"state": "running", "stage": "learn", "heartbeat": time.time() - 7200})
+    )
+    assert runs.read(run).state == "stale"
+    assert lines("runs", "ls")[0].split()[:2] == ["dead", "stale"]
+    assert "2 h ago" in lines("runs", "ls")[0]
+
+
+def test_runs_show_gives_shards_once_and_results(checkout: Path) -> None:
+    run = checkout / "runs/r"
+    (run / "report").mkdir(parents=True)
+    (run / "checkpoints/t=1").mkdir(parents=True)
+    (run / "recipe.resolved.yaml").write_text(RECIPE)
+    shard = {"stage": "iterations/t=1/scores", "index": 0, "file": "f", "rows": 1000, "sha256": "0"}
+    other = {**shard, "index": 1, "rows": 500}
+    (run / "ledger.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (shard, other, {**shard, "rows": 900})))
+    (run / "report/summary.json").write_text(
+        json.dumps(
+            {
+                "reference_point": {"helpfulness": 40.0, "verbosity": 5.0},
+                "iterations": [
+                    {
+                        "t": 1,
+                        "hypervolume": {"value": 1234.5, "low": 1200.0, "high": 1300.0},
+                        "directions": [{}, {}, {}],
+                        "spearman": {"verbosity": 0.964},
+                    }
+                ],
+            }
+        )
+    )
+    text = "\n".join(lines("runs", "show", "r"))
+    assert "iterations/t=1/scores: 2 shards, 1,400 rows" in text  # the shard made again counts with its last size
+    assert "checkpoints t=1" in text
+    assert "t=1         3 directions; hypervolume 1234 [1200, 1300]; Spearman verbosity 0.96" in text
+    assert "reference point {'helpfulness': 40.0, 'verbosity': 5.0}" in text
+
+
+def test_runs_ls_and_show_where_there_are_none(checkout: Path) -> None:
+    assert CliRunner().invoke(app, ["runs", "ls"]).exit_code == 0
+    with pytest.raises(RunError, match="no run at runs/x"):
+        list(runs.describe(Path("runs/x")))
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+
+def found(name: str) -> doctor.Finding:
+    return next(f for f in doctor.examine() if f.name == name)
+
+
+def test_doctor_knows_this_environment(checkout: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"], catch_exceptions=False)
+    document = json.loads(result.output)
+    by_name = {f["name"]: f for f in document["findings"]}
+    assert by_name["torch"]["value"] == probe.installed("torch")
+    assert by_name["ray"]["level"] == "ok"
+    assert document["ok"] is not any(f["level"] == "problem" for f in document["findings"])
+    assert result.exit_code == (0 if document["ok"] else 1)
+
+
+def test_doctor_finds_a_shadowed_platform(checkout: Path) -> None:
+    (checkout / "platform").mkdir()
+    (checkout / "platform/__init__.py").touch()
+    assert found("layout").level == "problem"
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
+
+
+def test_doctor_finds_a_version_outside_the_requirements(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probe.installed
+    monkeypatch.setattr(probe, "installed", lambda name: "1.0" if name == "torch" else real(name))
+    assert found("torch").level == "problem"
+    assert ">=2.13" in found("torch").value
+
+
+def test_doctor_finds_an_unreachable_cluster_that_was_asked_for(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # the discard port: nothing listens
+    assert found("ray cluster").level == "problem"
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert found("ray cluster").level == "problem"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(doctor, "DASHBOARD", "http://127.0.0.1:9")
+    assert found("ray cluster").level == "note"  # nobody asked for one
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [(probe.installed("ray"), "ok"), ("1.0.0", "problem")], ids=["same", "another"]
+)
+def test_doctor_compares_the_clusters_ray_with_ours(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, version: str, level: str
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
+    answers = {
+        "http://head:8265/api/version": {"ray_version": version},
+        "http://head:8265/api/cluster_status": {
+            "data": {"clusterStatus": {"loadMetricsReport": {"usage": {"CPU": [1.0, 8.0], "memory": [0, 1]}}}}
+        },
+    }
+    monkeypatch.setattr(probe, "get_json", answers.__getitem__)
+    assert found("ray cluster").level == level
+    assert version in found("ray cluster").value
+    assert ("8 CPU" in found("ray cluster").value) == (level == "ok")

@@ -1,0 +1,435 @@
+"""The run directory: what a kill, a full disk, a second driver and another recipe may do to it, and may not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhumbline import durable, lease
+from rhumbline.config import Recipe, validate
+from rhumbline.errors import RunError, StoreError
+from rhumbline.records import Message, Prompt, Query, Scored
+from rhumbline.store import FREE_KEYS, RunStore
+
+STAGE = "iterations/t=1/rollouts"
+
+
+def recipe(**changes: Any) -> Recipe:
+    raw: dict[str, Any] = {
+        "name": "run",
+        "rewards": {
+            "sources": [{"kind": "rules", "heads": {"length": {"rule": "verbosity"}, "other": {"rule": "verbosity"}}}],
+            "objectives": {"a": {"heads": {"length": 1}}, "b": {"heads": {"other": 1}}},
+        },
+    }
+    return validate(raw | changes, "test")
+
+
+def prompts(*ids: str) -> list[Prompt]:
+    return [Prompt(id=i, messages=(Message(role="user", content=f"Why {i}?"),)) for i in ids]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore.create(tmp_path, recipe(), resume=False)
+
+
+def kill(store: RunStore) -> None:
+    """What a killed driver leaves: a run that says it goes on, of a process that is gone."""
+    status = store.status() | {"pid": dead_pid()}
+    (store.path / "status.json").write_text(json.dumps(status))
+
+
+def dead_pid() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def resume(store: RunStore, **changes: Any) -> RunStore:
+    return RunStore.create(store.path.parent, recipe(**changes), resume=True)
+
+
+# --- shards
+
+
+def test_shards_come_back_in_index_order(store: RunStore) -> None:
+    assert store.publish(STAGE, 1, prompts("c", "d"), {"seconds": 2.5, "failed": 1})
+    assert store.publish(STAGE, 0, prompts("a", "b"))
+    assert store.publish(STAGE, 2, [])  # every sample of it failed: done, with nothing in it
+    assert store.publish("iterations/t=1/scores", 0, prompts("z"))
+    assert store.done(STAGE) == {0, 1, 2}
+    assert list(store.read(STAGE)) == prompts("a", "b", "c", "d")
+    assert [shard.rows for shard in store.shards(STAGE)] == [2, 2, 0]
+    assert store.shards(STAGE)[1].notes == {"seconds": 2.5, "failed": 1}
+    assert (store.path / "iterations/t=1/rollouts/shard-00001.parquet").is_file()
+    assert store.done("iterations/t=2/rollouts") == set()
+
+
+def test_reading_asks_for_a_kind(store: RunStore) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    assert [prompt.id for prompt in store.read(STAGE, Prompt)] == ["a"]
+    with pytest.raises(StoreError, match="holds Prompt records, expected Scored"):
+        list(store.read(STAGE, Scored))
+
+
+def test_publishing_twice_counts_once(store: RunStore) -> None:
+    assert store.publish(STAGE, 0, prompts("a"))
+    ledger, file = store.path / "ledger.jsonl", store.path / store.shards(STAGE)[0].file
+    before = ledger.read_bytes(), file.stat().st_mtime_ns
+    assert not store.publish(STAGE, 0, prompts("a", "b"))
+    assert (ledger.read_bytes(), file.stat().st_mtime_ns) == before
+    assert list(store.read(STAGE)) == prompts("a")
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_broken_shard_is_missing_and_made_again(store: RunStore, damage: str) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    store.publish(STAGE, 1, prompts("b"))
+    file = store.path / store.shards(STAGE)[0].file
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-10] if damage == "cut" else data[:50] + b"?" + data[51:])
+    assert store.done(STAGE) == {1}
+    assert list(store.read(STAGE)) == prompts("b")
+    assert store.publish(STAGE, 0, prompts("a"))
+    assert list(store.read(STAGE)) == prompts("a", "b")
+    kill(store)
+    assert resume(store).done(STAGE) == {0, 1}  # the later of the two lines counts
+
+
+def test_a_torn_ledger_loses_its_last_line_only(store: RunStore) -> None:
+    for index in range(3):
+        store.publish(STAGE, index, prompts(f"p{index}"))
+    ledger = store.path / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes()[:-25])
+    kill(store)
+    again = resume(store)
+    assert again.done(STAGE) == {0, 1}
+    assert again.publish(STAGE, 2, prompts("p2"))
+    assert list(again.read(STAGE)) == prompts("p0", "p1", "p2")
+    assert list(RunStore.open(store.path).read(STAGE)) == prompts("p0", "p1", "p2")
+
+
+def test_a_file_that_never_reached_the_ledger_is_made_again(store: RunStore) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    (store.path / "ledger.jsonl").unlink()  # killed between the rename and the ledger's line
+    assert store.done(STAGE) == set()
+    assert store.publish(STAGE, 0, prompts("a"))
+    assert list(store.read(STAGE)) == prompts("a")
+
+
+def test_unfinished_files_are_swept_when_a_run_goes_on(store: RunStore) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    leftover = store.path / STAGE / f".shard-00001.parquet.0{durable.TEMPORARY}"
+    leftover.write_bytes(b"half")
+    mine = store.path / STAGE / "notes.tmp"
+    mine.write_text("a person's own file")
+    kill(store)
+    resume(store)
+    assert not leftover.exists()
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("when", ["shard", "ledger"])
+def test_a_full_disk_harms_nothing(store: RunStore, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    ledger = (store.path / "ledger.jsonl").read_bytes()
+    calls = iter([when == "shard", True])
+
+    def full(descriptor: int) -> None:
+        if next(calls):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        # The folder's own sync may fail silently; only the files' count.
+        patch.setattr(durable, "_sync_folder", lambda folder: None)
+        with pytest.raises(StoreError) as error:
+            store.publish(STAGE, 1, prompts("b"))
+    assert "iterations/t=1/rollouts shard 1" in str(error.value)
+    assert "the disk is full" in str(error.value)
+    assert "safe" in str(error.value)
+    assert "--resume" in str(error.value)
+    assert (store.path / "ledger.jsonl").read_bytes() == ledger
+    assert [p.name for p in store.path.rglob(f"*{durable.TEMPORARY}")] == []
+    assert store.done(STAGE) == {0}
+    assert store.publish(STAGE, 1, prompts("b"))  # once there is room again
+    assert list(store.read(STAGE)) == prompts("a", "b")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_disk_that_really_is_full(store: RunStore) -> None:
+    events = store.path / "events.jsonl"  # written only: reading /dev/full never ends
+    events.unlink()
+    events.symlink_to("/dev/full")
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.event("quarantined")
+
+
+@pytest.mark.parametrize("name", ["../other/rollouts", "/tmp/rollouts", "a//b", "", "a/../b", ".hidden", "a b"])
+def test_stages_stay_inside_the_run(store: RunStore, name: str) -> None:
+    with pytest.raises(StoreError, match="look like iterations/t=1/rollouts"):
+        store.publish(name, 0, prompts("a"))
+    with pytest.raises(StoreError):
+        store.mark(name, {})
+
+
+# --- marks, events
+
+
+def test_marks_are_small_json_documents(store: RunStore) -> None:
+    assert store.marked("evaluation/t=1") is None
+    store.mark("evaluation/t=1", {"rewards": [61.5, float("nan")], "path": Path("checkpoints/t=1")})
+    assert store.marked("evaluation/t=1") == {"rewards": [61.5, None], "path": "checkpoints/t=1"}
+    assert (store.path / "evaluation" / "t=1.json").is_file()
+    store.mark("evaluation/t=1", {"rewards": []})
+    assert store.marked("evaluation/t=1") == {"rewards": []}
+    with pytest.raises(StoreError, match=r"keeps its own status\.json"):
+        store.mark("status", {})
+    assert store.checkpoint_dir(2) == store.path / "checkpoints" / "t=2"
+    assert store.checkpoint_dir(2).parent.is_dir()
+
+
+def test_events_are_told_in_order(store: RunStore) -> None:
+    store.event("quarantined", prompt="p1", attempts=3)
+    kill(store)
+    resume(store, generator={"replicas": 2})
+    events = list(durable.read(store.path / "events.jsonl"))
+    assert [event["event"] for event in events] == ["created", "quarantined", "resumed"]
+    assert events[2]["changes"] == ["generator.replicas: 1 -> 2"]
+
+
+# --- whose run it is
+
+
+def test_a_new_run_holds_what_it_promises(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "runs", recipe(), resume=False, asked="extends: dpa.yaml\n")
+    status = store.status()
+    assert (status["state"], status["pid"], status["host"]) == ("running", os.getpid(), socket.gethostname())
+    assert abs(status["heartbeat"] - time.time()) < 30
+    assert (store.path / "recipe.yaml").read_text() == "extends: dpa.yaml\n"
+    environment = json.loads((store.path / "env.json").read_text())
+    assert environment["python"] == sys.version.split()[0]
+    assert {"rhumbline", "numpy", "pyarrow"} <= set(environment["versions"])
+
+
+def test_an_existing_run_is_left_alone(store: RunStore) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    store.close("done")
+    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    with pytest.raises(RunError, match=r"holds a run already: add --resume.*or --name"):
+        RunStore.create(store.path.parent, recipe(), resume=False)
+    with pytest.raises(RunError, match="run of another recipe") as error:
+        resume(store, seed=7, samples=3)
+    assert "samples: 16 -> 3" in str(error.value)
+    assert "seed: 0 -> 7" in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
+
+
+def test_where_the_work_is_done_may_change_but_not_what_it_yields(store: RunStore) -> None:
+    known = set(flat(recipe().model_dump()))
+    assert known >= FREE_KEYS, FREE_KEYS - known  # a key that is renamed must be renamed there
+    store.close("failed")
+    moved = {"generator": {"replicas": 4, "num_cpus": 2, "threads": 2, "deadline_s": 5, "max_attempts": 1}}
+    again = resume(store, scorer={"replicas": 2, "num_gpus": 1}, learner={"max_failures": 0}, **moved)
+    again.close("failed")
+    for frozen in ({"learner": {"num_workers": 2}}, {"generator": {**moved["generator"], "backend": "transformers"}}):
+        with pytest.raises(RunError, match="another recipe"):
+            resume(store, **frozen)
+
+
+def flat(value: Any, prefix: str = "") -> list[str]:
+    if not isinstance(value, dict):
+        return [prefix]
+    return [path for key, sub in value.items() for path in flat(sub, f"{prefix}.{key}" if prefix else key)]
+
+
+def test_resuming_what_is_not_there_yet_starts_it(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, recipe(), resume=True)
+    assert store.publish(STAGE, 0, prompts("a"))
+
+
+def test_a_folder_that_is_no_run_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    for resumed in (False, True):
+        with pytest.raises(RunError):
+            RunStore.create(tmp_path, recipe(), resume=resumed)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made"):
+        RunStore.create(tmp_path, recipe(name="file"), resume=False)
+    RunStore.create(tmp_path, recipe(name="run1"), resume=False).close("done")
+    with pytest.raises(RunError, match="Did you mean 'run1'"):
+        RunStore.open(tmp_path / "run2")
+
+
+def test_a_run_killed_in_its_first_moments_can_be_resumed(store: RunStore) -> None:
+    kill(store)
+    (store.path / "recipe.resolved.yaml").unlink()
+    (store.path / "events.jsonl").unlink()
+    assert resume(store).publish(STAGE, 0, prompts("a"))
+
+
+def test_a_run_in_use_is_refused(store: RunStore) -> None:
+    with pytest.raises(RunError, match=rf"in use by process {os.getpid()} on {socket.gethostname()}"):
+        resume(store)
+    store.publish(STAGE, 0, prompts("a"))  # and its owner notices nothing
+
+
+def set_status(store: RunStore, **changes: Any) -> None:
+    (store.path / "status.json").write_text(json.dumps(store.status() | changes))
+
+
+def test_a_run_in_use_on_another_machine_is_refused_while_its_heart_beats(store: RunStore) -> None:
+    set_status(store, host="elsewhere", pid=1)
+    with pytest.raises(RunError, match="in use by process 1 on elsewhere"):
+        resume(store)
+    set_status(store, heartbeat=time.time() - lease.STALE_AFTER_S - 1)
+    resume(store)
+
+
+@pytest.mark.parametrize("why", ["its process is gone", "it fell silent", "it ended"])
+def test_a_dead_drivers_run_is_taken_over(store: RunStore, why: str) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    if why == "its process is gone":
+        kill(store)
+    elif why == "it fell silent":
+        set_status(store, heartbeat=time.time() - lease.STALE_AFTER_S - 1)
+    else:
+        store.close("stopped")
+    again = resume(store)
+    assert again.done(STAGE) == {0}
+    assert again.status()["state"] == "running"
+    assert again.status()["pid"] == os.getpid()
+
+
+def test_a_driver_that_wakes_up_late_does_not_write_into_the_new_ones_run(store: RunStore) -> None:
+    set_status(store, heartbeat=time.time() - lease.STALE_AFTER_S - 1)
+    again = resume(store)
+    for write in (lambda: store.publish(STAGE, 0, prompts("a")), store.heartbeat, lambda: store.mark("x", {})):
+        with pytest.raises(RunError, match="was taken over by process"):
+            write()
+    store.close("failed")
+    assert again.status()["state"] == "running"
+
+
+def test_one_of_many_wins_a_dead_drivers_run(store: RunStore) -> None:
+    kill(store)
+    barrier, won, lost = threading.Barrier(8), [], []
+
+    def contend() -> None:
+        barrier.wait()
+        try:
+            won.append(lease.take(store.path))
+        except RunError as e:
+            lost.append(e)
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+
+
+def test_a_store_opened_for_reading_does_not_write(store: RunStore) -> None:
+    store.publish(STAGE, 0, prompts("a"))
+    reader = RunStore.open(store.path)
+    assert list(reader.read(STAGE)) == prompts("a")
+    store.publish(STAGE, 1, prompts("b"))
+    assert reader.done(STAGE) == {0, 1}  # it follows a run that goes on
+    with pytest.raises(RunError, match="opened for reading"):
+        reader.publish(STAGE, 2, prompts("c"))
+    reader.close("done")
+    assert store.status()["state"] == "running"
+
+
+def test_the_heart_beats_while_the_driver_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_EVERY_S", 0.01)
+    with RunStore.create(tmp_path, recipe(), resume=False) as store:
+        store.heartbeat("iterations/t=1/rollouts", done=3, total=10)
+        first = store.status()["heartbeat"]
+        for _ in range(1000):
+            if store.status()["heartbeat"] > first:
+                break
+            time.sleep(0.01)
+        status = store.status()
+        assert status["heartbeat"] > first
+        assert (status["stage"], status["progress"]) == ("iterations/t=1/rollouts", {"done": 3, "total": 10})
+    assert store.status()["state"] == "done"
+    with pytest.raises(RunError, match="was closed"):
+        store.publish(STAGE, 0, prompts("a"))
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(KeyboardInterrupt(), "stopped"), (SystemExit(2), "stopped"), (StoreError("full"), "failed")]
+)
+def test_the_last_state_says_how_it_ended(tmp_path: Path, error: BaseException, state: str) -> None:
+    with pytest.raises(type(error)), RunStore.create(tmp_path, recipe(), resume=False) as store:
+        raise error
+    assert store.status()["state"] == state
+    assert type(error).__name__ in store.status()["reason"]
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_store import STAGE, prompts, recipe
+from rhumbline.store import RunStore
+with RunStore.create(sys.argv[1], recipe(), resume=True) as store:
+    for index in sorted(set(range(40)) - store.done(STAGE)):
+        store.publish(STAGE, index, prompts(f"{index}a", f"{index}b"))
+        print(index, flush=True)
+"""
+
+
+def test_a_driver_killed_again_and_again_ends_with_every_sample_once(tmp_path: Path) -> None:
+    finished = False
+    for attempt in range(4):
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, tmp_path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
+        )
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if attempt < 3 and int(line) >= 10 * (attempt + 1):
+                driver.send_signal(signal.SIGKILL)
+        driver.stdout.close()
+        finished = driver.wait() == 0
+    assert finished
+    store = RunStore.open(tmp_path / "run")
+    assert store.status()["state"] == "done"
+    ids = [prompt.id for prompt in store.read(STAGE, Prompt)]
+    assert ids == [f"{index}{half}" for index in range(40) for half in "ab"]
+
+
+def test_a_query_of_any_direction_is_kept(store: RunStore) -> None:
+    (prompt,) = prompts("a")
+    queries = [
+        Query(
+            prompt=prompt,
+            iteration=0,
+            direction=direction,
+            direction_index=0,
+            style="Be brief.",
+            messages=prompt.messages,
+            seed=2**62,
+        )
+        for direction in (None, (0.6, -0.8))
+    ]
+    store.publish("iterations/t=0/queries", 0, queries)
+    assert list(store.read("iterations/t=0/queries")) == queries
