@@ -21,6 +21,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 14
 
 setup: $(LINKED)  ## make .venv with every version pinned, and link the project into it
+	@:
 
 $(READY): $(PINS)
 	@if [ ! -x $(BIN)/python ]; then \
@@ -33,6 +34,7 @@ $(READY): $(PINS)
 $(LINKED): $(READY) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+	@echo "ready; to use it yourself: . $(VENV)/bin/activate"
 
 quickstart: setup  ## train and steer a small model for real on this machine; ARGS="name=mine seed=1" lays overrides over the recipe
 	@PATH="$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" cluster/quickstart.sh $(ARGS)

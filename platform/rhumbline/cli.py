@@ -110,14 +110,15 @@ def recipes_show(
 
 @recipes_app.command("check")
 def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Load a recipe, make its codec and its region of directions. Exit code 2 with every fault by its path."""
+    """Load a recipe and say its region of directions in its codec. Exit code 2 with every fault by its path."""
     from rhumbline import codecs, config, directions, recipes
 
     path = recipes.find(recipe)
     loaded = config.load(path, overrides or [])
     names = list(loaded.rewards.objectives)
-    codecs.make(loaded.directions.codec, names, loaded.directions.codec_options)
-    directions.region(loaded.directions, names)
+    codec = codecs.make(loaded.directions.codec, names, loaded.directions.codec_options)
+    for direction_K in directions.region(loaded.directions, names).grid(9):
+        codec.render(tuple(direction_K.tolist()))  # a codec may be unable to say some directions of the region
     typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(names)}, codec {loaded.directions.codec}")
 
 

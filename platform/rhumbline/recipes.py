@@ -9,6 +9,8 @@ For `rhumbline recipes` and whoever else takes a recipe by name; `config.load` t
 
 from __future__ import annotations
 
+import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ class Entry:
 
     name: str  # the file's stem
     path: Path
-    title: str  # the first comment line of the file; empty where it has none
+    title: str  # the first sentence of the comment that opens the file; empty where there is none
 
 
 def folders() -> tuple[Path, ...]:
@@ -61,11 +63,12 @@ def find(name: str) -> Path:
 
 
 def _title(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            text = line.lstrip("#").strip()
-            if not line.startswith("#"):
-                return ""
-            if text and not text.startswith("yaml-language-server"):
-                return text
-    return ""
+    """The first sentence of the comment that opens the file, at most 110 characters of it."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# yaml-language-server"):
+            words += line.lstrip("#").split()
+    sentence = re.split(r"\.(?:\s(?=[A-Z])|$)", " ".join(words))[0]
+    return textwrap.shorten(sentence, 110, placeholder=" ...")

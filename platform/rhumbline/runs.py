@@ -108,23 +108,26 @@ def _results(path: Path) -> Iterator[str]:
     summary = _json(path / "report/summary.json")
     iterations = summary.get("iterations") or [_json(file) for file in sorted((path / "evaluation").glob("t=*.json"))]
     for result in iterations:
-        if "t" not in result:
+        if result.get("t") is None:
             continue
-        volume, spearman = result.get("hypervolume"), result.get("spearman")
         parts = [f"{len(result.get('directions') or [])} directions"]
-        if isinstance(volume, Mapping):
-            parts.append(f"hypervolume {_interval(volume)}")
-        if isinstance(spearman, Mapping):
-            known = {name: v.get("value") if isinstance(v, Mapping) else v for name, v in spearman.items()}
-            parts.append("Spearman " + ", ".join(f"{k} {v:.2f}" for k, v in known.items() if v is not None))
+        parts += _interval("hypervolume", result.get("hypervolume"))
+        parts += _interval("length ratio", result.get("length_ratio"))
+        for objective, value in (result.get("spearman") or {}).items():
+            parts += _interval(f"Spearman {objective}", value)
         yield f"t={result['t']!s:<10}{'; '.join(parts)}"
-    if summary.get("reference_point") is not None:
-        yield f"            reference point {summary['reference_point']}"
+    reference = summary.get("reference_point")
+    if reference:
+        yield f"            reference point {', '.join(f'{name} {value:g}' for name, value in reference.items())}"
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    text = f"{value.get('value', float('nan')):.4g}"
-    return f"{text} [{value['low']:.4g}, {value['high']:.4g}]" if value.get("low") is not None else text
+def _interval(name: str, value: Any) -> list[str]:
+    """['hypervolume 1234 [1200, 1300]'], or nothing where it is not defined."""
+    if not isinstance(value, Mapping) or value.get("value") is None:
+        return []
+    text = f"{name} {value['value']:.4g}"
+    known = value.get("low") is not None and value.get("high") is not None
+    return [f"{text} [{value['low']:.4g}, {value['high']:.4g}]" if known else text]
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rhumbline import config
 from rhumbline.directions import Direction
 from rhumbline.errors import DirectionError, ScoringError
-from rhumbline.records import Scored, Selected
-from rhumbline.scalarise import Array, Scalarisation, Standardiser, linear
+from rhumbline.records import Query, Scored, Selected
+from rhumbline.scalarise import SCALARISATIONS, Array, Scalarisation, Standardiser, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,28 @@ class Selection:
     duplicates_dropped: int  # samples whose text an earlier one of their group had
     groups: int  # in which one sample was picked per direction
 
+    def counts(self, failed: int) -> dict[str, int]:
+        """What the report's summary says of it; `failed` samples never came back."""
+        return {"unique": self.unique, "duplicates_dropped": self.duplicates_dropped, "failed": failed}
+
     @property
     def unique(self) -> int:
         """Distinct completions among `selected`; one may serve several directions."""
         return len({(s.scored.completion.query.iteration, s.scored.completion.id) for s in self.selected})
+
+
+def select(
+    scored: Sequence[Scored], queries: Sequence[Query], settings: config.Selection, standardiser: Standardiser
+) -> Selection:
+    """By the recipe's rule: `best_of_n` within each query, or `pooled` over a prompt for the directions it was asked under."""
+    scalarise = SCALARISATIONS[settings.scalarisation]
+    if settings.rule == "best_of_n":
+        return best_of_n(scored, standardiser, scalarise)
+    asked: dict[str, list[Direction]] = {}
+    for query in queries:
+        if query.direction is not None:
+            asked.setdefault(query.prompt.id, []).append(query.direction)
+    return pooled(scored, asked, standardiser, scalarise)
 
 
 def best_of_n(scored: Iterable[Scored], standardiser: Standardiser, scalarise: Scalarisation = linear) -> Selection:

@@ -177,10 +177,12 @@ class RunStore:
     @overload
     def read(self, stage: str) -> Iterator[Record]: ...
     @overload
-    def read(self, stage: str, kind: type[R]) -> Iterator[R]: ...
-    def read(self, stage: str, kind: type[Any] | None = None) -> Iterator[Any]:
-        """Records of a stage in index order; with `kind`, StoreError for a record of another one."""
+    def read(self, stage: str, kind: type[R], *, index: int | None = None) -> Iterator[R]: ...
+    def read(self, stage: str, kind: type[Any] | None = None, *, index: int | None = None) -> Iterator[Any]:
+        """Records of a stage in index order, or of one shard; with `kind`, StoreError for a record of another one."""
         for shard in self.shards(stage):
+            if index is not None and shard.index != index:
+                continue
             for record in tables.from_parquet((self.path / shard.file).read_bytes()):
                 if kind is not None and not isinstance(record, kind):
                     raise StoreError(f"{shard.file} holds {type(record).__name__} records, expected {kind.__name__}")

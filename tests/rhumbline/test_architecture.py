@@ -33,7 +33,7 @@ FLOW = [
         "steering",
         "data",
     },
-    {"queries", "examples", "recipes", "rewards", "losses", "learning", "probe"},
+    {"queries", "examples", "plan", "recipes", "rewards", "losses", "learning", "probe"},
     {"evaluation", "users", "serving"},
     {"doctor", "runs", "cli"},
 ]

@@ -15,7 +15,8 @@ from rhumbline.errors import ConfigError, RunError, UserError
 from rhumbline.store import RunStore
 
 RECIPE = """\
-# A recipe of the tests.
+# A recipe
+# of the tests: it names rules only. More words.
 name: tiny
 rewards:
   sources: [{kind: rules, heads: {length: {rule: verbosity}, brief: {rule: verbosity}}}]
@@ -85,9 +86,12 @@ def test_version() -> None:
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def test_recipes_ls_gives_name_and_first_comment(checkout: Path) -> None:
+def test_recipes_ls_gives_name_and_first_sentence(checkout: Path) -> None:
     (checkout / "jobs/recipes/bare.yaml").write_text("name: bare\n")
-    assert [line.split(maxsplit=1) for line in lines("recipes", "ls")] == [["bare"], ["tiny", "A recipe of the tests."]]
+    assert [line.split(maxsplit=1) for line in lines("recipes", "ls")] == [
+        ["bare"],
+        ["tiny", "A recipe of the tests: it names rules only"],
+    ]
 
 
 def test_recipes_show_as_written_and_resolved(checkout: Path) -> None:
@@ -108,6 +112,7 @@ def test_recipes_check_says_ok(checkout: Path) -> None:
         (["tiny", "learner.lrr=1e-5"], "learner.lrr.* Did you mean 'lr'"),
         (["tiny", "samples=-1"], "samples"),
         (["tiny", "directions.codec=dpa-int10"], "Did you mean 'dpa-int100'"),
+        (["tiny", "directions.codec=signs", "directions.codec_options={high.verbosity: 0.5}"], "lies outside -1..0.5"),
         (["tinny"], "Did you mean 'tiny'"),
         (["nowhere/tiny.yaml"], "recipe not found: nowhere/tiny.yaml"),
     ],
@@ -197,7 +202,8 @@ def test_runs_show_gives_shards_once_and_results(checkout: Path) -> None:
                         "t": 1,
                         "hypervolume": {"value": 1234.5, "low": 1200.0, "high": 1300.0},
                         "directions": [{}, {}, {}],
-                        "spearman": {"verbosity": 0.964},
+                        "length_ratio": {"value": None, "low": None, "high": None},
+                        "spearman": {"verbosity": {"value": 0.964, "low": None, "high": None}},
                     }
                 ],
             }
@@ -206,8 +212,8 @@ def test_runs_show_gives_shards_once_and_results(checkout: Path) -> None:
     text = "\n".join(lines("runs", "show", "r"))
     assert "iterations/t=1/scores: 2 shards, 1,400 rows" in text  # the shard made again counts with its last size
     assert "checkpoints t=1" in text
-    assert "t=1         3 directions; hypervolume 1234 [1200, 1300]; Spearman verbosity 0.96" in text
-    assert "reference point {'helpfulness': 40.0, 'verbosity': 5.0}" in text
+    assert "t=1         3 directions; hypervolume 1234 [1200, 1300]; Spearman verbosity 0.964" in text
+    assert "reference point helpfulness 40, verbosity 5" in text
 
 
 def test_runs_ls_and_show_where_there_are_none(checkout: Path) -> None:

@@ -52,13 +52,14 @@ def test_missing_answers_are_left_out_of_their_own_mean() -> None:
 def test_interval_of_a_mean_agrees_with_scipy() -> None:
     values = RNG.normal(50, 10, size=200)
     ours = Interval.of(values.mean(), resampled_means(values[None], prompt_counts(200, 4000, seed=0))[:, 0])
-    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
+    draws = scipy.stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=0)
+    theirs = draws.confidence_interval
     assert ours.low == pytest.approx(theirs.low, abs=0.15)
     assert ours.high == pytest.approx(theirs.high, abs=0.15)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """200 data sets of 40 prompts with mean 0: 95% intervals hold 0 in 95% of them, give or take three standard errors."""
+    """200 data sets of 40 prompts with mean 0: 95% intervals hold 0 in 95% of them, within three standard errors."""
     counts = prompt_counts(40, 400, seed=5)
     data = np.random.default_rng(9).normal(size=(200, 40))
     means = resampled_means(data, counts)

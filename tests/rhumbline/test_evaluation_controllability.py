@@ -23,7 +23,8 @@ sevens = arrays(np.float64, 7, elements=st.integers(0, 4).map(float))
 
 
 def test_regret_by_hand() -> None:
-    # v1 = (1, 0): its own prompt earns 3, the other 2, so no regret; v2 = (.6, .8): own .6*2 + .8*1 = 2, other .6*3 + .8*4 = 5
+    # v1 = (1, 0): its own prompt earns 3, the other 2: no regret
+    # v2 = (.6, .8): its own earns .6 * 2 + .8 * 1 = 2, the other .6 * 3 + .8 * 4 = 5
     assert regret([[1.0, 0.0], [0.6, 0.8]], [[3.0, 4.0], [2.0, 1.0]]) == pytest.approx([0.0, 3.0])
 
 

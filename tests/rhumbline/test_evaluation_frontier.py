@@ -48,7 +48,9 @@ def test_papers_fronts_keep_their_order() -> None:
     t4 = [(42.4, 69.3), (44.2, 71.2), (46.3, 73.0), (49.5, 75.3), (52.8, 77.8)]
     t4 += [(54.5, 78.9), (56.3, 79.8), (56.9, 80.0), (58.2, 80.55), (58.5, 80.5)]
     t0 = [(41.2, 63.4), (45.4, 67.7), (50.5, 71.1), (54.5, 73.0), (58.7, 75.0)]
-    value = {k: hypervolume(maximised(v, [-1, 1]), [-60, 60]) for k, v in {"t4": t4, "t0": t0, "sft": [(50, 66.9)]}.items()}
+    value = {
+        k: hypervolume(maximised(v, [-1, 1]), [-60, 60]) for k, v in {"t4": t4, "t0": t0, "sft": [(50, 66.9)]}.items()
+    }
     assert value["t4"] == pytest.approx(271.5, abs=0.1)
     assert value["t0"] == pytest.approx(172.0, abs=0.1)
     assert value["sft"] == pytest.approx(69.0)

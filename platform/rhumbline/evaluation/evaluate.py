@@ -83,7 +83,7 @@ class PolicyEvaluation:
     monotonicity_violations: dict[str, int] | None
     own_direction_regret: Interval | None  # mean over directions, in units of v . r / scale
     angular_error_deg: Interval | None
-    length_ratio: Interval | None  # last over first direction
+    length_ratio: Interval | None  # last over first direction; K = 2 only
     bootstrap: int  # B
     seed: int
     grouped: Grouped  # the arrays behind it
@@ -148,7 +148,8 @@ class PolicyEvaluation:
             name: controllability.monotonicity_violations(asked_DK[:, k], got_DK[:, k])
             for k, name in enumerate(names if steered else [])
         }
-        ends = (grouped.length[directed[-1]], grouped.length[directed[0]]) if steered else None
+        # With more objectives the order of directions has no ends.
+        ends = (grouped.length[directed[-1]], grouped.length[directed[0]]) if steered and len(names) == 2 else None
         return cls(
             t=t,
             label=label,

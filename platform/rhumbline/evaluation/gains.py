@@ -1,7 +1,9 @@
-"""One evaluation against another, paired by prompt: what an iteration gained. Works on the JSON of evaluations.
+"""One evaluation against another, paired by prompt: what an iteration gained.
 
-hypervolume_gain(t2, t0).low > 0       # the front grew, beyond the luck of the prompts
-directional_gain(t2, initial)          # per direction, in standard deviations along it
+Works on the JSON of evaluations; resamples the same prompts in both.
+
+    hypervolume_gain(t2, t0).low > 0       # the front grew, beyond the luck of the prompts
+    directional_gain(t2, initial)          # per direction, in standard deviations along it
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def not_a_number(signals: Signals) -> Iterator[Finding]:
             empty = [name for name, interval in entry["rewards"].items() if interval["value"] is None]
             if empty or entry["length"]["value"] is None:
                 what = ", ".join(empty or ["length"])
-                yield Finding("error", f"{evaluation['label']}: {what} at {say_direction(entry)} is not a number")
+                yield Finding("error", f"{evaluation['label']}: {what} {say_direction(entry)} is not a number")
 
 
 def identical_rewards(signals: Signals) -> Iterator[Finding]:

@@ -82,7 +82,7 @@ def _parallel(
             "name": evaluation["label"],
             "legendgroup": evaluation["label"],
             "showlegend": place == 0,
-            "x": list(names),
+            "x": [_say(name, evaluation["signs"]) for name in names],
             "y": [entry["rewards"][name]["value"] for name in names],
             "error_y": _bars([entry["rewards"][name] for name in names]),
             "line": {"color": colour, "width": 1.5},
@@ -97,9 +97,12 @@ def _parallel(
 
 def _axis(name: str, signs: Mapping[str, int]) -> dict[str, Any]:
     """Up and right are better: an objective of which less is better runs backwards."""
-    if signs[name] > 0:
-        return {"title": {"text": f"{escape(name)} \N{RIGHTWARDS ARROW}"}}
-    return {"title": {"text": f"{escape(name)} (less is better) \N{RIGHTWARDS ARROW}"}, "autorange": "reversed"}
+    title = {"title": {"text": f"{_say(name, signs)} \N{RIGHTWARDS ARROW}"}}
+    return title if signs[name] > 0 else title | {"autorange": "reversed"}
+
+
+def _say(name: str, signs: Mapping[str, int]) -> str:
+    return escape(name) if signs[name] > 0 else f"{escape(name)} (less is better)"
 
 
 def _bars(intervals: Sequence[JSON]) -> dict[str, Any]:

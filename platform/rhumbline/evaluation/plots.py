@@ -33,7 +33,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#3B82C4", "#D55E00")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 NEUTRAL = "#8A8F98"  # the initial policy
 INK, FAINT = "#101113", "#d0d1d3"  # replaced by the page's own colours in SVG
-STYLE = {
+STYLE: Any = {  # matplotlib types every key of its own
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.edgecolor": INK,
@@ -91,12 +91,11 @@ def front(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     for place, (x, y) in enumerate(pairs):
         axes = figure.add_subplot(lines, columns, place + 1)
         for evaluation, colour, marker in _styled(evaluations, initial):
-            points = [
-                (entry["rewards"][x]["value"], entry["rewards"][y]["value"]) for entry in evaluation["directions"]
-            ]
-            xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=colour, linewidth=1.2, alpha=0.8)
-            for entry, point in zip(evaluation["directions"], points, strict=True):
+            entries = evaluation["directions"]
+            points = [(entry["rewards"][x]["value"], entry["rewards"][y]["value"]) for entry in entries]
+            if len(names) == 2:  # along the arc; with more objectives the order of directions means nothing
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, alpha=0.8)
+            for entry, point in zip(entries, points, strict=True):
                 axes.plot(*point, marker, color=colour, markersize=5, fillstyle="full" if entry["pareto"] else "none")
                 _ellipse(axes, point, entry["covariance"], names.index(x), names.index(y), colour)
             axes.plot([], [], marker, color=colour, label=evaluation["label"])
@@ -105,12 +104,12 @@ def front(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
             axes.legend(fontsize=9)
     for evaluation in _everyone(evaluations, initial):
         for entry in evaluation["directions"]:
-            rows.append(_row(evaluation, entry) | _flat("", entry["rewards"]) | {"pareto": entry["pareto"]})
+            rows.append(_row(evaluation, entry) | _columns(entry["rewards"]) | {"pareto": entry["pareto"]})
     return Plot(
         name="front",
         title="Front per iteration",
-        caption="Each point is the mean reward vector of one direction over the held-out prompts, with its 95% ellipse from "
-        "resampling prompts. Up and right is better. Hollow points are dominated within their iteration.",
+        caption="Each point is the mean reward vector of one direction over the held-out prompts, with its 95% ellipse "
+        "from resampling prompts. Up and right is better. Hollow points are dominated within their iteration.",
         figure=figure,
         rows=rows,
     )
@@ -140,8 +139,8 @@ def requested_achieved(evaluations: Sequence[JSON], initial: JSON | None) -> Plo
     return Plot(
         name="requested_achieved",
         title="Requested against achieved",
-        caption="What was asked for, and the mean of each objective that came back, with 95% intervals. A model that is "
-        "steered moves along the requested axis.",
+        caption="What was asked for, and the mean of each objective that came back, with 95% intervals. A model that "
+        "is steered moves along the requested axis.",
         figure=figure,
         rows=rows,
     )
@@ -156,12 +155,12 @@ def lengths(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     for evaluation, colour, marker in _styled(evaluations, None):
         entries = [entry for entry in evaluation["directions"] if entry["vector"] is not None]
         xs = [entry["angle_deg"] if len(names) == 2 else place + 1 for place, entry in enumerate(entries)]
-        _line(axes, xs, [entry["length"] for entry in entries], colour, marker, evaluation["label"])
+        joined = len(names) == 2
+        _line(axes, xs, [entry["length"] for entry in entries], colour, marker, evaluation["label"], joined=joined)
     for evaluation in _everyone(evaluations, initial):
         for entry in evaluation["directions"]:
-            rows.append(
-                _row(evaluation, entry) | entry["length"] | {"finished_share": entry["finished_share"], "n": entry["n"]}
-            )
+            rest = {key: entry[key] for key in ("finished_share", "n")}
+            rows.append(_row(evaluation, entry) | entry["length"] | rest)
     if initial is not None:
         _level(axes, initial["directions"][-1]["length"], initial["label"])
     axes.set_ylim(bottom=0)
@@ -196,8 +195,8 @@ def hypervolumes(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     return Plot(
         name="hypervolume",
         title="Hypervolume per iteration",
-        caption="Volume of reward space that the front dominates, with 95% intervals. Reference point, fixed before the "
-        f"run: {point}.",
+        caption="Volume of reward space that the front dominates, with 95% intervals. "
+        f"Reference point, fixed before the run: {point}.",
         figure=figure,
         rows=[{"t": e["t"], "label": e["label"]} | e["hypervolume"] for e in everyone],
     )
@@ -213,7 +212,7 @@ def reward_kl(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
             if gain is None or entry["kl"] is None:
                 continue
             _line(axes, [entry["kl"]["value"]], [gain.to_json()], colour, marker, None, across=entry["kl"])
-            rows.append(_row(evaluation, entry) | _flat("", {"gain": gain.to_json(), "kl": entry["kl"]}))
+            rows.append(_row(evaluation, entry) | _columns({"gain": gain.to_json(), "kl": entry["kl"]}))
         axes.plot([], [], marker, color=colour, label=evaluation["label"])
     if initial is not None:
         axes.plot(0, 0, "X", color=NEUTRAL, markersize=7, label=initial["label"])
@@ -223,8 +222,8 @@ def reward_kl(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     return Plot(
         name="reward_kl",
         title="Reward against KL",
-        caption="One point per direction: what the policy gained along the direction that was asked for, against how far it "
-        "moved from the initial policy. Reward that only rises with ever more KL is a warning.",
+        caption="One point per direction: what the policy gained along the direction that was asked for, against how "
+        "far it moved from the initial policy. Reward that only rises with ever more KL is a warning.",
         figure=figure,
         rows=rows,
     )
@@ -248,7 +247,7 @@ def svg(figure: Figure, alt: str) -> str:
     source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
     source = re.sub(r'<svg\b([^>]*?) width="[^"]*"', r"<svg\1", source, count=1)
     source = re.sub(r'<svg\b([^>]*?) height="[^"]*"', r"<svg\1", source, count=1)
-    source = source.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+    source = source.replace("<svg", f'<svg class="drawn" role="img" aria-label="{escape(alt)}"', 1)
     return source.replace(INK, "currentColor").replace(FAINT, "var(--rule)")
 
 
@@ -293,6 +292,7 @@ def _line(
     marker: str,
     label: str | None,
     across: JSON | None = None,
+    joined: bool = True,
 ) -> None:
     """Points with vertical (and, by `across`, horizontal) interval bars."""
     ys = np.array([interval["value"] for interval in intervals], dtype=np.float64)
@@ -301,7 +301,7 @@ def _line(
         ys,
         yerr=_bars(intervals),
         xerr=None if across is None else _bars([across]),
-        fmt=f"{marker}-",
+        fmt=f"{marker}-" if joined else marker,
         color=colour,
         markersize=5,
         linewidth=1.2,
@@ -325,17 +325,11 @@ def _level(axes: Axes, interval: JSON, label: str) -> None:
 
 
 def _row(evaluation: JSON, entry: JSON) -> dict[str, Any]:
-    vector = entry["vector"]
-    weights = {
-        f"weight_{name}": None if vector is None else vector[k] for k, name in enumerate(evaluation["objectives"])
-    }
+    vector, names = entry["vector"], evaluation["objectives"]
+    weights = {f"weight_{name}": None if vector is None else vector[k] for k, name in enumerate(names)}
     return {"t": evaluation["t"], "label": evaluation["label"], "angle_deg": entry["angle_deg"]} | weights
 
 
-def _flat(prefix: str, intervals: Mapping[str, JSON]) -> dict[str, Any]:
+def _columns(intervals: Mapping[str, JSON]) -> dict[str, Any]:
     """{'kl': {'value': 1, ...}} as {'kl_value': 1, 'kl_low': ...}: columns of a CSV."""
-    return {
-        f"{prefix}{name}_{key}": interval[key]
-        for name, interval in intervals.items()
-        for key in ("value", "low", "high")
-    }
+    return {f"{name}_{key}": i[key] for name, i in intervals.items() for key in ("value", "low", "high")}

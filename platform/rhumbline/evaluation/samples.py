@@ -1,7 +1,9 @@
 """The answers that a report shows side by side: one prompt, every direction. From scored answers to plain data.
 
-samples = pick(scored, label="t=2", objectives=["helpfulness", "verbosity"], num_prompts=24)
-browser([*samples_t0, *samples_t2])    # nested by prompt and label, as the page's script reads it
+Nothing is chosen by hand or by reward: the first prompts by id, the first sample of each direction.
+
+    samples = pick(scored, label="t=2", objectives=["helpfulness", "verbosity"], num_prompts=24)
+    browser([*samples_t0, *samples_t2])    # nested by prompt and label, as the page's script reads it
 """
 
 from __future__ import annotations

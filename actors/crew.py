@@ -1,0 +1,311 @@
+"""The actors of one run and what they do together: sample and score, learn and publish, evaluate. Jobs are written in its verbs.
+
+    with Crew(recipe, store, plan) as crew:
+        rollout = crew.sample("iterations/t=1", queries, n=16, sampling=recipe.sampling, version=0)
+        crew.learn(1, examples, start=None)
+        crew.evaluate(1)
+
+Every verb is idempotent: what the run's ledger and marks say is done is read back. New weights are loaded only when something
+is left to sample from them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from actors import learner, weights
+from actors.generator import Generator
+from actors.pool import Failed, Pool
+from actors.progress import objective_means
+from actors.reference import Reference
+from actors.rollout import Rollout, rollout
+from actors.scorer import Scorer
+from rhumbline import config, steering
+from rhumbline.codecs import Codec
+from rhumbline.errors import StoreError
+from rhumbline.evaluation.evaluate import PolicyEvaluation
+from rhumbline.evaluation.frontier import maximised, reference_point
+from rhumbline.learning.policy import merge_adapter, resolve
+from rhumbline.metrics import MetricsLog, reward_metrics
+from rhumbline.plan import Plan
+from rhumbline.queries import ask_all
+from rhumbline.records import Completion, Example, Query, Scored
+from rhumbline.rewards.model import RewardModel
+from rhumbline.rewards.objectives import Calibration
+from rhumbline.steering import Steering
+from rhumbline.store import RunStore
+
+INITIAL = "initial"
+
+
+class Crew:
+    """Owns the pools; `with` starts and ends them."""
+
+    def __init__(self, recipe: config.Recipe, store: RunStore, plan: Plan) -> None:
+        self.recipe, self.store, self.plan = recipe, store, plan
+        self.names = tuple(recipe.rewards.objectives)
+        self.initial = resolve(recipe.policy.initial)
+        self.reward_model = RewardModel.build(recipe.rewards, policy=str(self.initial))  # its heavy parts stay unloaded
+        self.metrics = MetricsLog(store.path / "metrics.jsonl")
+        self.loaded = INITIAL
+        settings, scoring, threads = recipe.generator, recipe.scorer, recipe.scorer.threads
+        self.generators = Pool(
+            Generator,
+            {"settings": settings, "model": str(self.initial), "trust_remote_code": recipe.policy.trust_remote_code},
+            role="generator",
+            replicas=settings.replicas,
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            env=settings.env,
+            deadline_s=settings.deadline_s,
+            max_attempts=settings.max_attempts,
+            on_event=self._event,
+        )
+        self.scorers = Pool(
+            Scorer,
+            {"rewards": recipe.rewards, "policy": str(self.initial), "threads": threads},
+            role="scorer",
+            replicas=scoring.replicas,
+            num_cpus=scoring.num_cpus,
+            num_gpus=scoring.num_gpus,
+            deadline_s=scoring.deadline_s,
+            max_attempts=scoring.max_attempts,
+            on_event=self._event,
+        )
+        self.references = Pool(
+            Reference,
+            {"model": str(self.initial), "token_budget": recipe.rewards.token_budget, "threads": threads},
+            role="reference",
+            num_cpus=scoring.num_cpus,
+            num_gpus=scoring.num_gpus,
+            deadline_s=scoring.deadline_s,
+            max_attempts=scoring.max_attempts,
+            on_event=self._event,
+        )
+
+    def __enter__(self) -> Self:
+        self.scorers.__enter__()
+        self.generators.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self.generators, self.scorers, self.references):
+            pool.close()
+
+    # --- sample and score ---------------------------------------------------------------------------------------------
+
+    def sample(
+        self, stage: str, queries: Sequence[Query], *, n: int, sampling: config.Sampling, version: int | None
+    ) -> Rollout:
+        """n scored answers to every query from policy `version` (None: the initial one), in the order of the queries."""
+        shards = {q.prompt.id for q in queries}
+        complete = len(self.store.done(f"{stage}/scores")) * self.recipe.shard_prompts >= len(shards)
+        if not complete:
+            self.use(version)
+        began = time.monotonic()
+        out = rollout(
+            self.store,
+            stage,
+            queries,
+            self.generators,
+            self.scorers,
+            n=n,
+            sampling=sampling,
+            prompts_per_shard=self.recipe.shard_prompts,
+        )
+        if not out.scored:
+            raise StoreError(f"{stage}: not one of {len(queries) * n} samples came back; events.jsonl says why")
+        if not complete:
+            tokens = sum(len(s.completion.token_ids) for s in out.scored)
+            self._account(stage, time.monotonic() - began, len(out.scored), tokens)
+            rewards_NK = np.array([s.rewards for s in out.scored])
+            self.metrics.log(version or 0, reward_metrics(self.names, rewards_NK, stage.replace("/", "-")))
+            objective_means(self.recipe.name, stage, dict(zip(self.names, rewards_NK.mean(axis=0).tolist(), strict=True)))
+        return out
+
+    def score(self, stage: str, completions: Sequence[Completion]) -> list[Scored]:
+        """Score answers that nobody sampled here, such as labelled data."""
+        began, size = time.monotonic(), 256
+        batches = [list(completions[i : i + size]) for i in range(0, len(completions), size)]
+        done = self.store.done(stage)
+        for index, result in self.scorers.map("score", ((i, (b,)) for i, b in enumerate(batches) if i not in done)):
+            if isinstance(result, Failed):
+                self.store.event("failed", stage=stage, shard=index, reason=result.error, samples=len(batches[index]))
+            else:
+                self.store.publish(stage, index, result)
+        if len(done) < len(batches):
+            self._account(stage, time.monotonic() - began, len(completions), sum(len(c.token_ids) for c in completions))
+        return list(self.store.read(stage, Scored))
+
+    def use(self, version: int | None) -> None:
+        """Load a policy into every generator, and have it proven."""
+        name = INITIAL if version is None else f"t={version}"
+        if name == self.loaded:
+            return
+        if version is None:
+            raise StoreError("the initial policy is sampled before any other; it cannot be loaded again")
+        settings = self.recipe.generator
+        seconds = weights.sync(
+            self.generators,
+            name,
+            self.store.checkpoint_dir(version).resolve(),
+            tolerance=settings.probe_tolerance,
+            deadline_s=settings.deadline_s,
+        )
+        self.loaded = name
+        self.metrics.log(version, {"sync/seconds": seconds})
+        self.store.event("loaded", version=name, seconds=seconds)
+
+    # --- learn and publish --------------------------------------------------------------------------------------------
+
+    def learn(self, t: int, examples: Sequence[Example], codec: Codec, calibration: Calibration) -> None:
+        """Train policy t on `examples` and publish it under checkpoints/t=<t> with its steering.json."""
+        mark = f"iterations/t={t}/learn"
+        if self.store.marked(mark) is not None:
+            return
+        self.store.heartbeat(mark)
+        recipe, out = self.recipe, self.store.checkpoint_dir(t)
+        start = {"initial": None, "t0": 0, "previous": t - 1}[recipe.policy.restart_from] if t > 0 else None
+        policy_dir, adapter_dir = self.initial, None
+        if start is not None:
+            checkpoint = self.store.checkpoint_dir(start)
+            lora = recipe.learner.lora is not None and (checkpoint / "adapter").is_dir()
+            # A second adapter on top of the first would diverge: the first one goes on.
+            policy_dir, adapter_dir = (self.initial, checkpoint / "adapter") if lora else (checkpoint, None)
+        print(f"t={t} learn: {len(examples)} samples", flush=True)
+        result = learner.learn(
+            examples,
+            recipe.learner if t > 0 else recipe.learner_for_initial(),
+            policy_dir=policy_dir,
+            adapter_dir=adapter_dir,
+            teacher_dir=self.initial,
+            out_dir=out,
+            name=f"{recipe.name}-t{t}",
+            storage=self.store.path / "train",
+            seed=recipe.seed + t,
+        )
+        self.publish(t, codec, calibration)
+        self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
+        self.store.mark(mark, {"checkpoint": str(out.relative_to(self.store.path)), **result})
+
+    def adopt(self, t: int, adapter: Path) -> Steering:
+        """Make a finished adapter the policy t: merged into the initial weights, with the steering that it came with."""
+        adopted, out = steering.read(adapter), self.store.checkpoint_dir(t)
+        adopted.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
+        if adopted.initial != self.recipe.policy.initial:
+            raise StoreError(
+                f"{adapter} adapts {adopted.initial}, the recipe starts from {self.recipe.policy.initial} (policy.initial)"
+            )
+        if self.store.marked(f"iterations/t={t}/learn") is None:
+            shutil.rmtree(out, ignore_errors=True)
+            merge_adapter(self.initial, adapter, out)
+            shutil.copytree(adapter, out / "adapter", dirs_exist_ok=True)
+            learner.probe_again(out)
+            adopted.write(out)
+            self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(adapter)})
+        return adopted
+
+    def publish(self, t: int, codec: Codec, calibration: Calibration) -> None:
+        """Write steering.json beside the weights of policy t, and beside its adapter."""
+        rewards, out = self.recipe.rewards, self.store.checkpoint_dir(t)
+        contract = Steering(
+            objectives=self.names,
+            signs=tuple(o.sign for o in rewards.objectives.values()),
+            calibration=calibration.to_dict(),
+            codec=codec.to_dict(),
+            region=self.plan.cone.to_dict(),
+            reward_model=self.reward_model.id,
+            iteration=t,
+            initial=self.recipe.policy.initial,
+            presets=self.recipe.directions.presets,
+        )
+        contract.write(out)
+        if (out / "adapter").is_dir():
+            contract.write(out / "adapter")
+
+    # --- evaluate -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, t: int | None, calibration: Calibration) -> tuple[PolicyEvaluation, list[Scored]]:
+        """Policy t on the held-out prompts over the grid of directions; None: the initial policy, without a direction."""
+        settings, label = self.recipe.evaluation, INITIAL if t is None else f"t={t}"
+        directions = [None] if t is None else self.plan.grid()
+        codec = self.plan.codec if t is None else steering.read(self.store.checkpoint_dir(t)).make_codec()
+        # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.
+        queries = ask_all(self.plan.splits.evaluation, directions, codec, iteration=0, seed=self.recipe.seed)
+        out = self.sample(f"evaluation/{label}", queries, n=settings.samples, sampling=settings.sampling, version=t)
+        signs = {name: o.sign for name, o in self.recipe.rewards.objectives.items()}
+        evaluation = PolicyEvaluation.from_scored(
+            out.scored,
+            t=t,
+            label=label,
+            signs=signs,
+            reference_point=self.reference_point(calibration),
+            scale=dict(zip(self.names, calibration.std, strict=True)) if self.recipe.rewards.standardise else None,
+            kl=self._kl(label, [s.completion for s in out.scored]) if settings.kl else None,
+            bootstrap=settings.bootstrap,
+            seed=self.recipe.seed,
+        )
+        self.store.mark(f"evaluation/{label}", evaluation.to_json())
+        return evaluation, list(out.scored)
+
+    def reference_point(self, calibration: Calibration) -> dict[str, float]:
+        """The recipe's, or the calibration samples' worst minus a tenth of their range; objective units."""
+        if self.recipe.evaluation.reference_point is not None:
+            return self.recipe.evaluation.reference_point
+        signs_K = np.array([o.sign for o in self.recipe.rewards.objectives.values()], dtype=np.float64)
+        ends_2K = maximised([calibration.minimum, calibration.maximum], signs_K)
+        point_K = reference_point(ends_2K.min(axis=0), np.ptp(ends_2K, axis=0)) * signs_K
+        return dict(zip(self.names, point_K.tolist(), strict=True))
+
+    def _kl(self, label: str, completions: Sequence[Completion]) -> dict[str, float]:
+        mark = f"evaluation/{label}.kl"
+        known = self.store.marked(mark)
+        if known is None:
+            if not self.references.started:
+                self.references.__enter__()
+            began, size = time.monotonic(), 128
+            batches = [list(completions[i : i + size]) for i in range(0, len(completions), size)]
+            known = {}
+            for index, result in self.references.map("kl", ((i, (b,)) for i, b in enumerate(batches))):
+                if not isinstance(result, Failed):
+                    known |= dict(zip((c.id for c in batches[index]), result, strict=True))
+            self.store.mark(mark, known)
+            tokens = sum(len(c.token_ids) for c in completions)
+            self._account(f"evaluation/{label}-kl", time.monotonic() - began, len(completions), tokens)
+        return {key: float(value) for key, value in known.items()}
+
+    # --- accounts -----------------------------------------------------------------------------------------------------
+
+    def _account(self, stage: str, seconds: float, items: int, tokens: int) -> None:
+        """Add to a stage's time, over all sessions of the run; items and tokens are the stage's totals."""
+        stages = dict(self.store.marked("stages") or {})
+        before = stages.get(stage, {}).get("seconds", 0.0)
+        stages[stage] = {"seconds": before + seconds, "items": items, "tokens": tokens}
+        self.store.mark("stages", stages)
+
+    def stages(self) -> list[dict[str, Any]]:
+        """name, seconds, items, tokens, tokens_per_s of every stage so far, in order."""
+        stages = [
+            {"name": name, **figures, "tokens_per_s": figures["tokens"] / max(figures["seconds"], 1e-9)}
+            for name, figures in (self.store.marked("stages") or {}).items()
+        ]
+        for t in range(self.recipe.iterations + 1):
+            learned = self.store.marked(f"iterations/t={t}/learn") or {}
+            if "seconds" in learned:
+                keys = {"items": "samples", "tokens": "tokens", "tokens_per_s": "tokens_per_s"}
+                figures = {name: learned.get(key) for name, key in keys.items()}
+                stages.append({"name": f"iterations/t={t}/learn", "seconds": learned["seconds"], **figures})
+        return stages
+
+    def _event(self, kind: str, fields: dict[str, Any]) -> None:
+        self.store.event(kind, **fields)
+        print(f"{kind}: {', '.join(f'{k} {v}' for k, v in fields.items())}", flush=True)

@@ -1,0 +1,116 @@
+"""t=0: the first policy that heeds directions, by the recipe's strategy.
+
+relabel   sample the initial policy in several styles (words make the contrast), score, give every answer the directions that
+          it is the best answer for, and train on that: as plain SFT, or with the styled policy as teacher (distil)
+steerlm   labelled answers under the values that they really have (SteerLM, arXiv:2310.05344); directions become targets
+adapter   a finished adapter with its steering.json, for instance the shipped one
+
+The statistics that standardise rewards are frozen here, on t=0's samples, and travel with every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.crew import Crew
+from rhumbline import codecs
+from rhumbline.codecs import SteerLM
+from rhumbline.config import Recipe
+from rhumbline.data.ratings import load_ratings
+from rhumbline.examples import from_ratings, from_selected
+from rhumbline.learning.policy import embedded_adapter, load_tokenizer
+from rhumbline.plan import Plan
+from rhumbline.queries import ask_all, ask_in_styles, spread_directions
+from rhumbline.records import Completion, Example, Scored
+from rhumbline.rewards.objectives import Calibration
+from rhumbline.scalarise import SCALARISATIONS, Standardiser
+from rhumbline.selection import pooled
+from rhumbline.store import RunStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class First:
+    """What later iterations need of t=0."""
+
+    examples: tuple[Example, ...]  # replayed against forgetting
+    calibration: Calibration
+    standardiser: Standardiser
+    notes: tuple[str, ...]  # for the report
+
+
+def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
+    """Make and publish checkpoints/t=0."""
+    if recipe.initial.strategy == "adapter":
+        wanted = recipe.initial.adapter
+        folder = embedded_adapter() if wanted == "embedded" else Path(str(wanted))
+        adopted = crew.adopt(0, folder)
+        note = f"t=0 is a finished adapter ({wanted}), trained before this run from the same initial policy."
+        return _first(recipe, (), Calibration.from_dict(adopted.calibration), (note,))
+    strategy = {"relabel": _relabel, "steerlm": _steerlm}[recipe.initial.strategy]
+    return strategy(recipe, plan, store, crew)
+
+
+def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
+    prompts, initial = plan.splits.half(2), recipe.initial  # D2: t=1 samples from the other half
+    queries = ask_in_styles(prompts, initial.styles, iteration=0, seed=recipe.seed)
+    answers = crew.sample("iterations/t=0", queries, n=1, sampling=recipe.sampling, version=None)
+    calibration = _calibrate(crew, answers.scored)
+    first = _first(recipe, (), calibration, ())
+    directions = spread_directions(prompts, plan.cone, initial.directions_per_prompt, seed=recipe.seed)
+    kept = pooled(answers.scored, directions, first.standardiser, SCALARISATIONS[recipe.selection.scalarisation])
+    store.publish("iterations/t=0/selected", 0, kept.selected, kept.counts(answers.failed))
+    examples = from_selected(kept.selected, plan.codec, distil=initial.distil)
+    crew.learn(0, examples, plan.codec, calibration)
+    return _first(recipe, examples, calibration, ())
+
+
+def _steerlm(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
+    """Annotate the labelled answers with the run's own reward model, as SteerLM does, so that targets and rewards agree."""
+    rows = load_ratings(str(recipe.initial.labelled))
+    tokenizer = load_tokenizer(crew.initial)
+    queries = ask_all([row.prompt for row in rows], [None], plan.codec, iteration=0, seed=recipe.seed)
+    completions = [
+        Completion(
+            query=query,
+            sample_index=index,  # several answers to one prompt
+            text=row.response,
+            token_ids=tuple(tokenizer(row.response, add_special_tokens=False)["input_ids"]),
+            logprob=0.0,
+            finish_reason="stop",
+            policy_version="labelled",
+        )
+        for index, (query, row) in enumerate(zip(queries, rows, strict=True))
+    ]
+    scored = crew.score("iterations/t=0/scores", completions)
+    calibration = _calibrate(crew, scored)
+    ends = zip(crew.names, calibration.p10, calibration.p90, strict=True)
+    options: dict[str, str | float | int] = {}
+    for name, low, high in ends:  # targets that answers really reach
+        options |= {f"low.{name}": round(low, 1), f"high.{name}": round(high, 1)}
+    codec = codecs.make("steerlm", crew.names, options)
+    assert isinstance(codec, SteerLM)
+    answers = [(s.completion.query.prompt, s.completion.text, s.rewards) for s in scored]
+    examples = from_ratings(answers, codec)
+    crew.learn(0, examples, codec, calibration)
+    store.event("steerlm", examples=len(examples))
+    return _first(recipe, examples, calibration, ("t=0 is a SteerLM policy: it is asked for target values.",))
+
+
+def _calibrate(crew: Crew, scored: Sequence[Scored]) -> Calibration:
+    known = crew.store.marked("rewards/calibration")
+    if known is not None:
+        return Calibration.from_dict(known)
+    rewards_NK = np.array([s.rewards for s in scored])
+    calibration = Calibration.fit(crew.names, rewards_NK, [len(s.completion.token_ids) for s in scored])
+    crew.store.mark("rewards/calibration", calibration.to_dict())
+    return calibration
+
+
+def _first(recipe: Recipe, examples: Sequence[Example], calibration: Calibration, notes: tuple[str, ...]) -> First:
+    K = len(calibration.names)
+    standardiser = calibration.standardiser() if recipe.rewards.standardise else Standardiser.identity(K)
+    return First(examples=tuple(examples), calibration=calibration, standardiser=standardiser, notes=notes)

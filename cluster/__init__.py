@@ -1,0 +1,1 @@
+"""Ray sessions and placement. Imports Ray and nothing of ours."""

@@ -1,0 +1,131 @@
+"""A job's life on a Ray cluster: find or start it, stop when asked to, leave nothing behind.
+
+    with session() as have:                # the cluster of `ray job submit`, of RAY_ADDRESS, else one of its own
+        have["CPU"]                        # what it has in all
+        with shielded():                   # a signal waits until the shard is recorded
+            store.publish(stage, index, records)
+
+SIGTERM (`ray job stop`) and SIGINT (Ctrl-C) raise `Stopped`, at once or at the end of a shielded block, and the process
+ends with 143 or 130. What is recorded is safe, so the same command with `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import ray
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver by Ray's job supervisor
+
+
+class Stopped(SystemExit):
+    """Somebody asked the job to stop. No `Exception`, so that nothing that retries swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)  # as shells have it
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+
+@dataclass(slots=True)
+class _Shield:
+    depth: int = 0
+    pending: int | None = None  # the signal that arrived inside
+
+
+_shield = _Shield()
+
+
+@contextlib.contextmanager
+def session(
+    *, address: str | None = None, num_cpus: float | None = None, dashboard: bool = True, log_to_driver: bool = False
+) -> Iterator[Mapping[str, float]]:
+    """Connect, take the signals, and disconnect at the end; yields the cluster's resources.
+
+    `address` None: the job's cluster, else RAY_ADDRESS, else a new local cluster with `num_cpus` (None: all). It never
+    attaches to a cluster that merely happens to run on this machine. `log_to_driver`: show what actors print.
+    ConnectionError where no cluster answers at the address.
+    """
+    start(address=address, num_cpus=num_cpus, dashboard=dashboard, log_to_driver=log_to_driver)
+    try:
+        with _signals():
+            yield resources()
+    except Stopped as stopped:
+        print(f"{stopped}: what is finished is recorded, and the same command with --resume goes on", file=sys.stderr)
+        raise
+    finally:
+        ray.shutdown()
+
+
+def start(
+    *, address: str | None = None, num_cpus: float | None = None, dashboard: bool = True, log_to_driver: bool = False
+) -> None:
+    """`ray.init` for a job, without the signals: see `session`."""
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": log_to_driver, "namespace": "rhumbline"}
+    if wanted in (None, "", "local") and _IN_JOB not in os.environ:
+        # Ray 2.60 switches authentication on for local clusters and leaves a token in the home folder: say it.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard}
+    else:
+        options["address"] = wanted or "auto"
+    try:
+        ray.init(**options)
+    except (ConnectionError, OSError) as e:
+        raise ConnectionError(
+            f"no Ray cluster answers at {options['address']}: {e}. Start one (`ray start --head`), correct "
+            "RAY_ADDRESS, or unset it for a cluster of this job's own"
+        ) from e
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has in all: {'CPU': 2.0, 'memory': ...}."""
+    cluster: Any = ray  # the function is untyped
+    return {str(kind): float(amount) for kind, amount in cluster.cluster_resources().items()}
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """A signal that arrives inside is raised at the end of the block. For short work: a stop must not wait long."""
+    _shield.depth += 1
+    try:
+        yield
+    finally:
+        _shield.depth -= 1
+    if _shield.depth == 0 and _shield.pending is not None:
+        signum, _shield.pending = _shield.pending, None
+        raise Stopped(signum)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Ours, after `ray.init`, which installs its own handler for SIGTERM. In a thread there is nothing to install."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, _handle) for signum in _SIGNALS}
+    try:
+        yield
+    finally:
+        _shield.pending = None
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def _handle(signum: int, _: FrameType | None) -> None:
+    if _shield.depth > 0 and _shield.pending is None:
+        _shield.pending = signum
+        return
+    _shield.pending = None
+    raise Stopped(signum)  # also for a second signal inside a shield: whoever asks twice means it

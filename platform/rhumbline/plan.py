@@ -1,0 +1,143 @@
+"""What a recipe will do, before it does it: `--dry-run`. Checks everything that needs neither Ray nor weights.
+
+plan = Plan.make(recipe)
+print("\\n".join(plan.lines()))         # prompts, samples, tokens, actors wanted, three rendered training samples
+plan.wanted                            # [Want(role='generator', count=1, num_cpus=1.0, num_gpus=0.0), ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rhumbline import codecs
+from rhumbline.codecs import Codec
+from rhumbline.config import Recipe
+from rhumbline.data.prompts import Splits, load_prompts, split_by_hash
+from rhumbline.directions import Cone, angle_deg, region, text
+from rhumbline.errors import DataError
+from rhumbline.queries import ask
+from rhumbline.records import Query
+
+RESPONSE = "(the response that is sampled, scored and kept)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Actors of one role and what each needs of the cluster."""
+
+    role: str
+    count: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """One stage: what is asked, and at most how much comes back."""
+
+    stage: str
+    prompts: int
+    queries: int
+    samples: int
+    max_tokens: int  # response tokens at most
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    recipe: Recipe
+    splits: Splits
+    cone: Cone
+    codec: Codec
+    sizes: tuple[Size, ...]
+    wanted: tuple[Want, ...]
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Plan:
+        """Load the prompts, build region and codec, count. Raises the UserError that the run would end with."""
+        names = list(recipe.rewards.objectives)
+        cone = region(recipe.directions, names)
+        codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
+        for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
+            codec.render(tuple(direction_K.tolist()))
+        prompts = load_prompts(recipe.prompts.path, recipe.prompts.split, recipe.prompts.limit)
+        splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed)
+        return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits)), tuple(wanted(recipe)))
+
+    def first_queries(self, n: int) -> list[Query]:
+        """The first n queries of t=1, as they will be asked."""
+        directions = self.recipe.directions
+        return ask(self.splits.half(1)[:n], self.cone, self.codec, directions, iteration=1, seed=self.recipe.seed)[
+            :: directions.per_prompt
+        ][:n]
+
+    def grid(self) -> list[tuple[float, ...]]:
+        """The directions that every policy is evaluated on."""
+        from rhumbline.directions import from_angle_deg
+
+        evaluation = self.recipe.evaluation
+        if evaluation.angles_deg is not None:
+            return [from_angle_deg(a) for a in evaluation.angles_deg]
+        return [tuple(v_K.tolist()) for v_K in self.cone.grid(evaluation.grid)]
+
+    def lines(self, rendered: Sequence[str] = ()) -> list[str]:
+        """For people. `rendered`: training samples with their loss mask, where a tokenizer could be had."""
+        recipe, names = self.recipe, self.cone.names
+        out = [
+            f"recipe      {recipe.name} (seed {recipe.seed})",
+            f"objectives  {', '.join(f'{n} ({o.sign:+d})' for n, o in recipe.rewards.objectives.items())}",
+            f"region      {self.cone.half_angle_deg:g} degrees around {text(self.cone.axis, names)}, "
+            f"said by {self.codec.version} within {self.codec.precision_deg:.1f} degrees",
+            f"prompts     {len(self.splits.d1)} + {len(self.splits.d2)} in two halves, "
+            f"{len(self.splits.evaluation)} held out, {len(self.splits.left_out)} left out (same first turn)",
+            "",
+            f"{'stage':<16}{'prompts':>9}{'queries':>9}{'samples':>9}{'tokens at most':>16}",
+        ]
+        out += [f"{s.stage:<16}{s.prompts:>9,}{s.queries:>9,}{s.samples:>9,}{s.max_tokens:>16,}" for s in self.sizes]
+        total = [sum(getattr(s, f) for s in self.sizes) for f in ("prompts", "queries", "samples", "max_tokens")]
+        out += [f"{'total':<16}{total[0]:>9,}{total[1]:>9,}{total[2]:>9,}{total[3]:>16,}", ""]
+        out += ["evaluated on " + "; ".join(self._said(v) for v in self.grid())]
+        for number, sample in enumerate(rendered, 1):
+            out += ["", f"training sample {number} (what carries the loss stands in brackets)", sample]
+        return out
+
+    def _said(self, direction: tuple[float, ...]) -> str:
+        angle = f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
+        return angle
+
+
+def wanted(recipe: Recipe) -> list[Want]:
+    """Actors of a run, as `actors.crew` starts them. Generators, scorers and learner hold their resources side by side."""
+    generator, scorer, learner = recipe.generator, recipe.scorer, recipe.learner
+    out = [
+        Want(role="generator", count=generator.replicas, num_cpus=generator.num_cpus, num_gpus=generator.num_gpus),
+        Want(role="scorer", count=scorer.replicas, num_cpus=scorer.num_cpus, num_gpus=scorer.num_gpus),
+        Want(role="learner", count=learner.num_workers, num_cpus=learner.num_cpus, num_gpus=learner.num_gpus),
+    ]
+    if recipe.evaluation.kl:
+        out.append(Want(role="reference", count=1, num_cpus=scorer.num_cpus, num_gpus=scorer.num_gpus))
+    return out
+
+
+def _sizes(recipe: Recipe, splits: Splits) -> list[Size]:
+    def size(stage: str, prompts: int, queries_each: int, samples_each: int, max_tokens: int) -> Size:
+        queries = prompts * queries_each
+        samples = queries * samples_each
+        return Size(stage=stage, prompts=prompts, queries=queries, samples=samples, max_tokens=samples * max_tokens)
+
+    out, longest = [], recipe.sampling.max_tokens
+    if recipe.initial.strategy == "relabel":
+        if not splits.d2:
+            raise DataError("no prompts are left for t=0 (prompts.limit, prompts.evaluation)")
+        each = sum(style.samples for style in recipe.initial.styles.values())
+        out.append(size("t=0", len(splits.d2), each, 1, longest))
+    for t in range(1, recipe.iterations + 1):
+        out.append(size(f"t={t}", len(splits.half(t)), recipe.directions.per_prompt, recipe.samples, longest))
+    evaluation = recipe.evaluation
+    grid = len(evaluation.angles_deg) if evaluation.angles_deg is not None else evaluation.grid
+    policies = recipe.iterations + 1
+    held = len(splits.evaluation)
+    if evaluation.initial_policy:
+        out.append(size("evaluation, t=-", held, 1, evaluation.samples, evaluation.sampling.max_tokens))
+    out.append(size("evaluation", held, grid * policies, evaluation.samples, evaluation.sampling.max_tokens))
+    return out

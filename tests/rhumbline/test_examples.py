@@ -1,0 +1,82 @@
+"""Training samples: the direction that a response was kept for is the one that the model is asked with."""
+
+import pytest
+
+from rhumbline.codecs import SteerLM, direction_of, make
+from rhumbline.examples import from_ratings, from_selected, with_replay
+from rhumbline.records import Completion, Example, Message, Prompt, Query, Scored, Selected
+
+NAMES = ("helpfulness", "verbosity")
+CODEC = make("dpa-float1", NAMES)
+PROMPT = Prompt(id="p1", messages=(Message(role="user", content="Why?"),))
+
+
+def selected(finish: str = "stop", direction: tuple[float, float] = (0.8, -0.6)) -> Selected:
+    asked = (Message(role="user", content="Why?\n\nBe short."),)
+    query = Query(
+        prompt=PROMPT, iteration=0, direction=(1.0, 0.0), direction_index=0, style="short", messages=asked, seed=1
+    )
+    completion = Completion(
+        query=query,
+        sample_index=0,
+        text="Because.",
+        token_ids=(5, 6),
+        logprob=-1.0,
+        finish_reason="stop" if finish == "stop" else "length",
+        policy_version="initial",
+    )
+    return Selected(
+        scored=Scored(completion=completion, rewards=(50.0, 10.0)), direction=direction, value=1.0, num_candidates=4
+    )
+
+
+def test_the_kept_direction_is_taught_not_the_asked_one() -> None:
+    (example,) = from_selected([selected()], CODEC)
+    assert direction_of(example.messages, CODEC) == pytest.approx((0.8, -0.6))
+    assert example.messages[1:] == PROMPT.messages  # the style's words are never trained on
+    assert example.response == "Because."
+    assert example.complete
+    assert example.teacher is None
+
+
+def test_a_cut_response_does_not_teach_its_end() -> None:
+    (example,) = from_selected([selected(finish="length")], CODEC)
+    assert not example.complete
+
+
+def test_the_teacher_is_asked_as_the_sample_was() -> None:
+    (example,) = from_selected([selected()], CODEC, distil=True)
+    assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
+
+
+def test_one_completion_kept_twice_gives_two_examples() -> None:
+    examples = from_selected([selected(), selected(direction=(1.0, 0.0))], CODEC)
+    assert len({e.id for e in examples}) == 2
+
+
+def test_ratings_become_steerlm_targets() -> None:
+    codec = make("steerlm", NAMES)
+    assert isinstance(codec, SteerLM)
+    (example,) = from_ratings([(PROMPT, "Because.", (80.0, 20.0))], codec)
+    assert example.messages[0].content == codec.render_targets((80.0, 20.0))
+
+
+def plain(name: str) -> Example:
+    return Example(id=name, messages=PROMPT.messages, response="x")
+
+
+def test_replay_is_the_fraction_of_the_whole() -> None:
+    new, old = [plain(f"n{i}") for i in range(85)], [plain(f"o{i}") for i in range(50)]
+    mixed = with_replay(new, old, 0.15, seed=3)
+    assert len(mixed) == 100  # 85 / (1 - 0.15)
+    assert sum(e.id.startswith("o") for e in mixed) == 15
+    assert {e.id for e in new} <= {e.id for e in mixed}
+    assert mixed == with_replay(new, old, 0.15, seed=3)
+    assert [e.id for e in mixed] != [e.id for e in with_replay(new, old, 0.15, seed=4)]
+
+
+def test_replay_of_nothing_and_of_too_little() -> None:
+    new = [plain(f"n{i}") for i in range(10)]
+    assert len(with_replay(new, [], 0.15, seed=0)) == 10
+    assert len(with_replay(new, [plain("o")], 0.5, seed=0)) == 11
+    assert len(with_replay(new, [plain("o")], 0.0, seed=0)) == 10

@@ -1,0 +1,83 @@
+"""Queries: every prompt is asked what the recipe says, and a shard asked again is the same shard."""
+
+from rhumbline import config
+from rhumbline.codecs import direction_of, make
+from rhumbline.directions import Cone, angle_deg, from_angle_deg
+from rhumbline.queries import ask, ask_all, ask_in_styles, derive_seed, in_shards, spread_directions
+from rhumbline.records import Message, Prompt
+
+NAMES = ("helpfulness", "verbosity")
+ARC = Cone(NAMES, from_angle_deg(-22.5), 22.5)
+CODEC = make("dpa-int100", NAMES)
+
+
+def prompts(n: int) -> list[Prompt]:
+    return [Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Question {i}?"),)) for i in range(n)]
+
+
+def test_a_seed_depends_on_every_part_and_on_nothing_else() -> None:
+    assert derive_seed(7, 1, "p1", 0) == derive_seed(7, 1, "p1", 0)
+    seeds = {
+        derive_seed(*parts)
+        for parts in [(7, 1, "p1", 0), (7, 1, "p1", 1), (7, 2, "p1", 0), (8, 1, "p1", 0), (71, "p1", 0)]
+    }
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_the_same_prompt_is_asked_the_same_wherever_it_stands() -> None:
+    settings = config.Directions(per_prompt=3)
+    forward = ask(prompts(4), ARC, CODEC, settings, iteration=1, seed=7)
+    backward = ask(prompts(4)[::-1], ARC, CODEC, settings, iteration=1, seed=7)
+    assert len(forward) == 12
+    assert {q.id: q for q in forward} == {q.id: q for q in backward}
+    again = ask(prompts(4), ARC, CODEC, settings, iteration=2, seed=7)
+    assert all(a.direction != b.direction and a.seed != b.seed for a, b in zip(forward, again, strict=True))
+
+
+def test_the_direction_is_in_the_system_prompt_and_inside_the_cone() -> None:
+    for query in ask(prompts(20), ARC, CODEC, config.Directions(per_prompt=2), iteration=1, seed=0):
+        assert query.direction is not None
+        assert ARC.contains(query.direction)
+        assert (
+            abs(angle_deg(direction_of(query.messages, CODEC)) - angle_deg(query.direction))
+            < CODEC.precision_deg + 1e-9
+        )
+        assert query.messages[-1] == query.prompt.messages[-1]
+
+
+def test_without_a_direction_the_prompt_is_sent_as_it_is() -> None:
+    (query,) = ask_all(prompts(1), [None], CODEC, iteration=0, seed=0)
+    assert query.direction is None
+    assert query.messages == query.prompt.messages
+
+
+def test_styles_add_words_to_the_last_turn_and_leave_the_prompt_alone() -> None:
+    styles = {"short": config.Style(words="Be short.", samples=2), "plain": config.Style()}
+    queries = ask_in_styles(prompts(1), styles, iteration=0, seed=0)
+    assert [q.style for q in queries] == ["short", "short", "plain"]
+    assert queries[0].messages[0].content == "Question 0?\n\nBe short."
+    assert queries[2].messages[0].content == "Question 0?"
+    assert all(q.prompt.messages[0].content == "Question 0?" for q in queries)
+    assert len({q.seed for q in queries}) == len({q.id for q in queries}) == 3
+
+
+def test_shards_hold_whole_prompts() -> None:
+    queries = ask(prompts(5), ARC, CODEC, config.Directions(per_prompt=3), iteration=1, seed=0)
+    shards = in_shards(queries, 2)
+    assert [len(shard) for shard in shards] == [6, 6, 3]
+    assert [q for shard in shards for q in shard] == queries
+
+
+def test_spread_directions_reach_both_ends_of_the_arc() -> None:
+    for directions in spread_directions(prompts(30), ARC, 3, seed=1).values():
+        angles = [angle_deg(v) for v in directions]
+        assert -15 <= angles[0] <= 0
+        assert -30 <= angles[1] <= -15
+        assert -45 <= angles[2] <= -30
+
+
+def test_spread_directions_in_three_dimensions_stay_in_the_cone() -> None:
+    cone = Cone(("a", "b", "c"), (1.0, 1.0, 0.0), 30)
+    for directions in spread_directions(prompts(5), cone, 4, seed=1).values():
+        assert all(cone.contains(v) for v in directions)

@@ -1,0 +1,59 @@
+"""steering.json: a checkpoint says what its directions mean, and refuses company that means something else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rhumbline.codecs import make
+from rhumbline.directions import Cone, from_angle_deg
+from rhumbline.errors import CodecError
+from rhumbline.steering import Steering, read
+
+NAMES = ("helpfulness", "verbosity")
+
+
+def steering() -> Steering:
+    return Steering(
+        objectives=NAMES,
+        signs=(1, -1),
+        calibration={"mean": [50.0, 40.0], "std": [5.0, 9.0]},
+        codec=make("dpa-int100", NAMES).to_dict(),
+        region=Cone(NAMES, from_angle_deg(-22.5), 22.5).to_dict(),
+        reward_model="abc",
+        iteration=2,
+        initial="embedded",
+        presets={"concise": {"helpfulness": 1.0, "verbosity": -1.0}},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    steering().write(tmp_path)
+    back = read(tmp_path)
+    assert back == steering()
+    assert back.make_codec().version == "dpa-int100/1"
+    assert back.cone().half_angle_deg == 22.5
+
+
+def test_a_folder_without_it_is_no_checkpoint_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="not a checkpoint that Rhumbline trained"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"surprise": 1}])
+def test_another_format_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = steering().write(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CodecError, match="format"):
+        read(tmp_path)
+
+
+def test_other_objectives_words_or_rewards_are_refused() -> None:
+    one = steering()
+    one.require(objectives=NAMES, codec=make("dpa-int100", NAMES), reward_model="abc")
+    with pytest.raises(CodecError, match=r"rewards\.objectives"):
+        one.require(objectives=("verbosity", "helpfulness"))
+    with pytest.raises(CodecError, match=r"directions\.codec"):
+        one.require(objectives=NAMES, codec=make("dpa-float1", NAMES))
+    with pytest.raises(CodecError, match="reward model"):
+        one.require(objectives=NAMES, reward_model="other")
