@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from rhumbline.rewards.model import RewardModel
 
 from actors import learner, weights
 from actors.generator import Generator
@@ -37,7 +38,6 @@ from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
 from rhumbline.records import Completion, Example, Query, Scored
-from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.steering import Steering
 from rhumbline.store import RunStore
@@ -129,7 +129,9 @@ class Crew:
             self._account(stage, time.monotonic() - began, len(out.scored), tokens)
             rewards_NK = np.array([s.rewards for s in out.scored])
             self.metrics.log(version or 0, reward_metrics(self.names, rewards_NK, stage.replace("/", "-")))
-            objective_means(self.recipe.name, stage, dict(zip(self.names, rewards_NK.mean(axis=0).tolist(), strict=True)))
+            objective_means(
+                self.recipe.name, stage, dict(zip(self.names, rewards_NK.mean(axis=0).tolist(), strict=True))
+            )
         return out
 
     def score(self, stage: str, completions: Sequence[Completion]) -> list[Scored]:
@@ -148,7 +150,7 @@ class Crew:
 
     def use(self, version: int | None) -> None:
         """Load a policy into every generator, and have it proven."""
-        name = INITIAL if version is None else f"t={version}"
+        name = _label(version)
         if name == self.loaded:
             return
         if version is None:
@@ -187,7 +189,6 @@ class Crew:
             recipe.learner if t > 0 else recipe.learner_for_initial(),
             policy_dir=policy_dir,
             adapter_dir=adapter_dir,
-            teacher_dir=self.initial,
             out_dir=out,
             name=f"{recipe.name}-t{t}",
             storage=self.store.path / "train",
@@ -234,14 +235,20 @@ class Crew:
 
     # --- evaluate -----------------------------------------------------------------------------------------------------
 
-    def evaluate(self, t: int | None, calibration: Calibration) -> tuple[PolicyEvaluation, list[Scored]]:
-        """Policy t on the held-out prompts over the grid of directions; None: the initial policy, without a direction."""
-        settings, label = self.recipe.evaluation, INITIAL if t is None else f"t={t}"
+    def held_out(self, t: int | None) -> Rollout:
+        """Policy t's answers to the held-out prompts over the grid of directions; None: the initial policy, without one."""
+        settings = self.recipe.evaluation
         directions = [None] if t is None else self.plan.grid()
         codec = self.plan.codec if t is None else steering.read(self.store.checkpoint_dir(t)).make_codec()
         # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.
         queries = ask_all(self.plan.splits.evaluation, directions, codec, iteration=0, seed=self.recipe.seed)
-        out = self.sample(f"evaluation/{label}", queries, n=settings.samples, sampling=settings.sampling, version=t)
+        return self.sample(
+            f"evaluation/{_label(t)}", queries, n=settings.samples, sampling=settings.sampling, version=t
+        )
+
+    def evaluate(self, t: int | None, calibration: Calibration) -> tuple[PolicyEvaluation, list[Scored]]:
+        """What policy t's held-out answers are worth, with intervals over prompts."""
+        settings, label, out = self.recipe.evaluation, _label(t), self.held_out(t)
         signs = {name: o.sign for name, o in self.recipe.rewards.objectives.items()}
         evaluation = PolicyEvaluation.from_scored(
             out.scored,
@@ -301,7 +308,7 @@ class Crew:
         for t in range(self.recipe.iterations + 1):
             learned = self.store.marked(f"iterations/t={t}/learn") or {}
             if "seconds" in learned:
-                keys = {"items": "samples", "tokens": "tokens", "tokens_per_s": "tokens_per_s"}
+                keys = {"items": "num_examples", "tokens": "tokens", "tokens_per_s": "tokens_per_s"}
                 figures = {name: learned.get(key) for name, key in keys.items()}
                 stages.append({"name": f"iterations/t={t}/learn", "seconds": learned["seconds"], **figures})
         return stages
@@ -309,3 +316,7 @@ class Crew:
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self.store.event(kind, **fields)
         print(f"{kind}: {', '.join(f'{k} {v}' for k, v in fields.items())}", flush=True)
+
+
+def _label(t: int | None) -> str:
+    return INITIAL if t is None else f"t={t}"

@@ -22,7 +22,8 @@ from rhumbline.codecs import SteerLM
 from rhumbline.config import Recipe
 from rhumbline.data.ratings import load_ratings
 from rhumbline.examples import from_ratings, from_selected
-from rhumbline.learning.policy import embedded_adapter, load_tokenizer
+from rhumbline.learning import embedded
+from rhumbline.learning.policy import load_tokenizer
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all, ask_in_styles, spread_directions
 from rhumbline.records import Completion, Example, Scored
@@ -46,7 +47,7 @@ def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> Fir
     """Make and publish checkpoints/t=0."""
     if recipe.initial.strategy == "adapter":
         wanted = recipe.initial.adapter
-        folder = embedded_adapter() if wanted == "embedded" else Path(str(wanted))
+        folder = embedded.adapter() if wanted == "embedded" else Path(str(wanted))
         adopted = crew.adopt(0, folder)
         note = f"t=0 is a finished adapter ({wanted}), trained before this run from the same initial policy."
         return _first(recipe, (), Calibration.from_dict(adopted.calibration), (note,))

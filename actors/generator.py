@@ -98,9 +98,7 @@ class Generator:
         """Mean over tokens of |log p here - log p of the learner|, nats. Raises WeightSyncError where nothing compares."""
         here = self.backend.logprobs([encoded for encoded, _ in cases])
         gaps = [
-            abs(a - b)
-            for ours, (_, theirs) in zip(here, cases, strict=True)
-            for a, b in zip(ours, theirs, strict=True)
+            abs(a - b) for ours, (_, theirs) in zip(here, cases, strict=True) for a, b in zip(ours, theirs, strict=True)
         ]
         if not gaps:
             raise WeightSyncError("the weight probe has no tokens to compare: the checkpoint's probe.json is empty")

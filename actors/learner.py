@@ -18,7 +18,7 @@ from typing import Any
 
 from rhumbline import config, durable, tables
 from rhumbline.errors import ResourceError, RhumblineError, TrainingError
-from rhumbline.records import Example
+from rhumbline.records import Example, Message
 
 NUM_PROBES = 4
 
@@ -131,6 +131,13 @@ def _report(metrics: dict[str, Any], folder: Path | None) -> None:
     ray.train.report(metrics, checkpoint=checkpoint)
 
 
+def probe_again(folder: Path) -> None:
+    """Write the probe of a checkpoint that no learner made here, such as a merged adapter."""
+    text = "A rhumb line crosses every meridian at the same angle."
+    user = Message(role="user", content="What is a rhumb line?")
+    _probe(folder, [Example(id="probe", messages=(user,), response=text)])
+
+
 def _probe(folder: Path, examples: Sequence[Example]) -> None:
     """Log-probabilities of a few samples under the weights as they were saved: what an engine must answer with."""
     from actors.weights import write_probe
@@ -156,5 +163,3 @@ def _reason(error: Any, name: str) -> RhumblineError:
     if "resource" in text.lower() and "worker" not in text.lower():
         return ResourceError(f"{name}: {text[-2000:]}")
     return TrainingError(f"{name}: training failed on every attempt: {text[-2000:]}")
-
-

@@ -103,8 +103,12 @@ class Pool:
         self._replicas = [_Replica(self._spawn()) for _ in range(self.num_replicas)]
         refs = [replica.handle.setup.remote() for replica in self._replicas]
         try:
-            for ref in refs:
-                self._get(ref, self.setup_deadline_s, "setup")
+            for replica, ref in zip(self._replicas, refs, strict=True):
+                try:
+                    self._get(ref, self.setup_deadline_s, "setup")
+                except _LOST as e:
+                    self._on_event("replaced", {"role": self.role, "method": "setup", "reason": _reason(e)})
+                    self._renew(replica)
         except BaseException:
             self.close()
             raise
@@ -191,8 +195,10 @@ class Pool:
 
     def _collect(self, retries: deque[_Unit], results: dict[int, tuple[Any, Any]]) -> None:
         """Wait up to a tick for one reply; sort what came, what died and what is late."""
-        refs = [ref for replica in self._replicas for ref, _, _ in replica.queue]
-        ready, _ = ray.wait(refs, num_returns=1, timeout=_TICK_S)
+        # The oldest call of each replica alone: when an actor dies all of its calls are ready, and of several ready ones
+        # ray.wait may return any.
+        heads = [replica.queue[0][0] for replica in self._replicas if replica.queue]
+        ready, _ = ray.wait(heads, num_returns=1, timeout=_TICK_S)
         now = time.monotonic()
         for replica in self._replicas:
             while replica.queue and replica.queue[0][0] in ready:
@@ -268,7 +274,7 @@ class Pool:
         except GetTimeoutError:
             raise ResourceError(
                 f"{self.role}: {method} gave no answer within {deadline_s:g} s. Are {self.num_replicas} x its CPUs and "
-                f"GPUs free on the cluster (`ray status`)? See {self.role}.replicas, num_cpus and num_gpus in the recipe"
+                f"GPUs free on the cluster (`ray status`)? See {self.role}.replicas, num_cpus and num_gpus"
             ) from None
         except RayTaskError as e:
             raise _cause(e) from e

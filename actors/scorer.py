@@ -1,8 +1,8 @@
 """Scorer: completions in, reward vectors out. Loads once per run; the vectors serve every direction.
 
-    scorer = Scorer(rewards=recipe.rewards, policy="embedded", threads=2)
-    scorer.setup()                         # raises where scores would move with batch size or padding
-    scorer.score(completions)              # list[Scored], rewards (K,) on 0-100
+scorer = Scorer(rewards=recipe.rewards, policy="embedded", threads=2)
+scorer.setup()                         # raises where scores would move with batch size or padding
+scorer.score(completions)              # list[Scored], rewards (K,) on 0-100
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from rhumbline.rewards.model import RewardModel
+
 from rhumbline import config
 from rhumbline.learning.policy import set_threads
 from rhumbline.records import Completion, Scored
-from rhumbline.rewards.model import RewardModel
 
 
 class Scorer:

@@ -50,7 +50,9 @@ def write(
         budget={
             "training prompts": len(plan.splits.train),
             "held-out prompts": len(plan.splits.evaluation),
-            "samples": sum(s["items"] or 0 for s in stages if s["name"].startswith("iterations/") and "learn" not in s["name"]),
+            "samples": sum(
+                s["items"] or 0 for s in stages if s["name"].startswith("iterations/") and "learn" not in s["name"]
+            ),
             "iterations": recipe.iterations,
         },
         recipe={
@@ -64,7 +66,10 @@ def write(
             "reward model": crew.reward_model.id,
         },
         health=check_health(evaluations, initial=initial_json, selected=selected),
-        notes=(*first.notes, "Directions are said by the system prompt alone; no other words tell the policy what to do."),
+        notes=(
+            *first.notes,
+            "Directions are said by the system prompt alone; no other words tell the policy what to do.",
+        ),
         versions={"python": machine["python"], **machine["versions"]},
         seed=recipe.seed,
         command=" ".join(machine["command"]),

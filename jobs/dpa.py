@@ -1,19 +1,18 @@
 #!/usr/bin/env python
 """Directional preference alignment: one policy for every direction of a cone (Wang et al. 2024, arXiv:2402.18571).
 
-    ray job submit --working-dir . -- python jobs/dpa.py                # the embedded default
-    python jobs/dpa.py --recipe jobs/recipes/smol.yaml learner.lr=1e-4  # any key of the recipe
-    python jobs/dpa.py --recipe jobs/recipes/smol.yaml --resume         # goes on where the ledger stands
+ray job submit --working-dir . -- python jobs/dpa.py                # the embedded default
+python jobs/dpa.py --recipe jobs/recipes/smol.yaml learner.lr=1e-4  # any key of the recipe
+python jobs/dpa.py --recipe jobs/recipes/smol.yaml --resume         # goes on where the ledger stands
 
-    t = 0      a first policy that heeds directions: relabelled samples, SteerLM, or a finished adapter
-    t = 1..T   ask half the prompts under drawn directions, sample, score once, keep the best for each direction,
-               fine-tune on what was kept with some replay, publish, load into the generators
-    then       evaluate every policy on held-out prompts over a grid of directions, and write the report
+t = 0      a first policy that heeds directions: relabelled samples, SteerLM, or a finished adapter
+t = 1..T   ask half the prompts under drawn directions, sample, score once, keep the best for each direction,
+           fine-tune on what was kept with some replay, publish, load into the generators
+then       evaluate every policy on held-out prompts over a grid of directions, and write the report
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,9 +30,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe")] = None,
     recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "dpa.yaml",
     name: Annotated[str | None, typer.Option(help="of the run; the recipe's by default")] = None,
-    runs: Annotated[Path, typer.Option(help="where runs lie; RHUMBLINE_RUNS by default")] = Path(
-        os.environ.get("RHUMBLINE_RUNS", "runs")
-    ),
+    runs: Annotated[Path, typer.Option(help="where runs lie", envvar="RHUMBLINE_RUNS")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")] = False,
 ) -> None:
@@ -42,7 +39,6 @@ def main(
         settings = config.load(recipe, [*(overrides or []), *([f"name={name}"] if name else [])])
         plan = Plan.make(settings)
         from actors.dry_run import resources, show
-
         from cluster.session import session
 
         with session() as have:
@@ -58,7 +54,6 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
     from actors.crew import Crew
     from actors.first import first_policy
     from actors.summary import write
-
     from rhumbline.examples import from_selected, with_replay
     from rhumbline.queries import ask
     from rhumbline.selection import select
@@ -66,9 +61,9 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
     from rhumbline.store import RunStore
 
     with RunStore.create(runs, recipe, resume, asked=asked) as store, Crew(recipe, store, plan) as crew:
-        initial = crew.evaluate(None) if recipe.evaluation.initial_policy else None
+        crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
         first = first_policy(recipe, plan, store, crew)
-        policies = [crew.evaluate(0)]
+        policies = [crew.evaluate(0, first.calibration)]
         for t in range(1, recipe.iterations + 1):
             codec = read(store.checkpoint_dir(t - 1)).make_codec()  # the words that policy t - 1 understands
             queries = ask(plan.splits.half(t), plan.cone, codec, recipe.directions, iteration=t, seed=recipe.seed)
@@ -77,8 +72,10 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             kept = select(answers.scored, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
             examples = from_selected(kept.selected, plan.codec)
-            crew.learn(t, with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t), first)
-            policies.append(crew.evaluate(t))
+            mixed = with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t)
+            crew.learn(t, mixed, plan.codec, first.calibration)
+            policies.append(crew.evaluate(t, first.calibration))
+        initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
         print(f"report: {write(recipe, plan, store, crew, initial, policies, first)}")
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -43,13 +45,20 @@ RunsFolder = Annotated[
 ]
 
 
-def main(args: list[str] | None = None) -> None:
-    """Entry point. A UserError becomes one message and exit code 2; anything else keeps its traceback."""
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A UserError becomes one message on stderr and exit code 2; anything else keeps its traceback. Jobs use it too."""
     try:
-        app(args=args)
+        yield
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of `rhumbline`."""
+    with user_errors():
+        app(args=args)
 
 
 def _version(wanted: bool) -> None:

@@ -61,8 +61,8 @@ class Standardiser:
     on every objective, whatever their scales.
     """
 
-    mean_K: tuple[float, ...]  # noqa: N815
-    std_K: tuple[float, ...]  # noqa: N815
+    mean_K: tuple[float, ...]
+    std_K: tuple[float, ...]
     names: tuple[str, ...] = ()  # for messages
 
     def __post_init__(self) -> None:

@@ -107,7 +107,7 @@ def test_a_unit_that_a_method_refuses_is_tried_again_and_given_up(tmp_path: Path
 def test_an_error_that_every_unit_meets_stops_the_run(tmp_path: Path) -> None:
     with (
         pool(tmp_path, max_attempts=2) as workers,
-        pytest.raises(GenerationError, match="units in a row.*the engine is broken"),
+        pytest.raises(GenerationError, match=r"units in a row.*the engine is broken"),
     ):
         list(workers.map("refuse_all", units(range(1000))))
     assert len(calls(tmp_path)) < 10
@@ -147,7 +147,7 @@ def test_a_broken_setup_says_why(tmp_path: Path) -> None:
 
 
 def test_a_setup_that_kills_its_process_is_not_tried_for_ever(tmp_path: Path) -> None:
-    with pytest.raises(GenerationError, match="worker.*died"), pool(tmp_path, setup="fatal"):
+    with pytest.raises(GenerationError, match=r"worker.*died"), pool(tmp_path, setup="fatal"):
         pass
 
 

@@ -1,7 +1,7 @@
 """AdamW and its learning rate.
 
-    optimizer = adamw(model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
-    factor = cosine(step, total=200, warmup=20, floor=0.1)      # times lr
+optimizer = adamw(model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
+factor = cosine(step, total=200, warmup=20, floor=0.1)      # times lr
 """
 
 from __future__ import annotations

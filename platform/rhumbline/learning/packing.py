@@ -1,25 +1,26 @@
 """Samples of many lengths as one row of tokens, with attention confined to each sample. Tensors begin here.
 
     order = Order(num_samples=1000, batch_size=16, epochs=2, seed=7)
-    for indices in order:                                                  # one optimiser step; order[step] resumes anywhere
-        for micro in bins([len(encoded[i]) for i in indices], 2048):       # positions in `indices`
+    for indices in order:                                               # one optimiser step; order[step] is any
+        for micro in bins([len(encoded[i]) for i in indices], 2048):    # positions in `indices`
             packed = pack([encoded[indices[j]] for j in micro], device)
             logits_RV = learned_logits(model, packed)                      # only where a token is learned
 
 T tokens of the row, R learned tokens, V vocabulary, H heads, D head size.
 
-On a CPU attention runs sample by sample (`SEGMENTED`), so its cost is the sum of squares of the lengths, not the square
-of the sum; measured on SmolLM2-135M this is 1.3 times as fast as one row under a block-diagonal mask and 1.4 times as fast
-as a padded batch, forward and backward. It computes in fp32: torch's fp32 kernel is faster than its bf16 one there, by 1.2
-over the whole step. On a GPU the row goes to flash attention where that is installed, else to SDPA under the block mask that
-transformers makes from the restarting positions.
+On a CPU attention runs sample by sample (`SEGMENTED`), so its cost is the sum of squares of the lengths, not the
+square of the sum; measured on SmolLM2-135M this is 1.3 times as fast as one row under a block-diagonal mask and 1.4
+times as fast as a padded batch, forward and backward. It computes in fp32: torch's fp32 kernel is faster than its
+bf16 one there, by 1.2 over the whole step. On a GPU the row goes to flash attention where that is installed, else to
+SDPA under the block mask that transformers makes from the restarting positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,9 +28,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import TrainingError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SEGMENTED = "rhumbline_segmented"
 
@@ -79,17 +77,27 @@ def learned_logits(model: Any, packed: Packed) -> torch.Tensor:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Choose the fastest attention for packed rows on the device where `model` lies. Only for models that are trained:
-    generation needs another one."""
+@contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """Within it, `model` (a PeftModel too) uses the fastest attention for packed rows on its device; then its own
+    again.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
-    if model.device.type == "cpu":
+    policy = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = policy.config._attn_implementation
+    if policy.device.type == "cpu":
         ALL_ATTENTION_FUNCTIONS.register(SEGMENTED, segmented_attention)
-        model.set_attn_implementation(SEGMENTED)
+        policy.set_attn_implementation(SEGMENTED)
+    elif is_flash_attn_2_available():
+        policy.set_attn_implementation("flash_attention_2")
     else:
-        model.set_attn_implementation("flash_attention_2" if is_flash_attn_2_available() else "sdpa")
+        policy.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        policy.set_attn_implementation(before)
 
 
 def segmented_attention(
@@ -111,9 +119,9 @@ def segmented_attention(
             "arguments on to attention, so it cannot be trained packed"
         )
     pieces = []
-    for q, k, v in zip(
-        *(tensor.float().split(segment_lengths, dim=2) for tensor in (query, key, value)), strict=True
-    ):
+    lengths = list(segment_lengths)
+    split = [torch.split(tensor.float(), lengths, dim=2) for tensor in (query, key, value)]
+    for q, k, v in zip(*split, strict=True):
         length = q.shape[2]
         band = None
         if sliding_window is not None and length > sliding_window:
@@ -162,9 +170,9 @@ class Order:
 def bins(lengths: Sequence[int], max_tokens: int, multiple_of: int = 1) -> list[list[int]]:
     """Indices into `lengths`, grouped so that no group exceeds `max_tokens`: first fit, longest first.
 
-    A sample longer than `max_tokens` has a group of its own. The number of groups is a multiple of `multiple_of` (the workers,
-    which must all do the same number of passes): groups are halved until it is, and empty ones added where nothing is left
-    to halve. Groups of about the same size lie next to each other.
+    A sample longer than `max_tokens` has a group of its own. The number of groups is a multiple of `multiple_of` (the
+    workers, which must all do the same number of passes): groups are halved until it is, and empty ones added where
+    nothing is left to halve. Groups of about the same size lie next to each other.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -39,14 +39,17 @@ CACHE_VARIABLE = "RHUMBLINE_CACHE"
 def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
     """The folder of a policy: a folder as it is, 'embedded', or a hub name (downloaded once by huggingface_hub).
 
-    `cache` is where the embedded model is converted to; None: $RHUMBLINE_CACHE, else ~/.cache/rhumbline. Raises ConfigError.
+    `cache` is where the embedded model is converted to; None: $RHUMBLINE_CACHE, else ~/.cache/rhumbline. Raises
+    ConfigError.
     """
     if str(name) == EMBEDDED:
         return _embedded(Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/rhumbline").expanduser())
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{folder} is no policy: it holds no config.json (policy.initial). Adapters go in policy.adapter")
+            raise ConfigError(
+                f"{folder} is no policy: it holds no config.json (policy.initial). Adapters go in policy.adapter"
+            )
         return folder
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
         raise ConfigError(f"policy {str(name)!r}: no such folder, and no hub name owner/name (policy.initial)")
@@ -56,7 +59,8 @@ def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
 def load_policy(
     name: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False, device: str | None = None
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode. `dtype` None: as stored. `device` None: the GPU that this process sees.
+    """A causal language model in evaluation mode. `dtype` None: as stored. `device` None: the GPU that this process
+    sees.
 
     Raises ConfigError for a folder that transformers cannot read.
     """
@@ -65,7 +69,7 @@ def load_policy(
     folder = resolve(name)
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
             )
     except (OSError, ValueError) as e:
@@ -94,7 +98,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def save_policy(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     weights: Mapping[str, torch.Tensor] | None = None,
@@ -208,7 +212,8 @@ def _convert(source: Path, target: Path) -> None:
             settings = read.config.to_dict()
             for key in ("quantization_config", "_pre_quantization_dtype", "_name_or_path"):
                 settings.pop(key, None)
-            model = AutoModelForCausalLM.from_config(type(read.config)(**settings), dtype=torch.bfloat16)
+            auto: Any = AutoModelForCausalLM
+            model = auto.from_config(type(read.config)(**settings), dtype=torch.bfloat16)
             model.load_state_dict(read.state_dict())
             model.tie_weights()
         save_policy(model, tokenizer, temporary)
@@ -228,15 +233,17 @@ def _from_hub(name: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ConfigError(
-            f"policy {name!r} is no folder here and cannot be fetched from the hub ({reason}). Offline? Copy the model to "
-            "a folder and name that, or use 'embedded' (policy.initial)"
+            f"policy {name!r} is no folder here and cannot be fetched from the hub ({reason}). Offline? Copy the "
+            "model to a folder and name that, or use 'embedded' (policy.initial)"
         ) from e
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars: an actor's log is not a terminal."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -2,8 +2,9 @@
 
     loss, metrics = distill(student_RV, teacher_RV, weights_R, denominator=mass)
 
-The teacher is the frozen initial policy asked in words, the student is asked by the direction codec (arXiv:2209.15189). Both
-see the same response, so row r of both is the distribution of the same token. R learned tokens, V vocabulary.
+The teacher is the frozen initial policy asked in words, the student is asked by the direction codec
+(arXiv:2209.15189). Both see the same response, so row r of both is the distribution of the same token. R learned
+tokens, V vocabulary.
 """
 
 from __future__ import annotations

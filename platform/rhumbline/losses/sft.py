@@ -3,8 +3,9 @@
     weights_R, mass = token_weights(counts=(3, 1), weights=(1.0, 1.0), reduction="token")
     loss, metrics = sft(logits_RV, targets_R, weights_R, denominator=mass)
 
-R learned tokens, V vocabulary, N samples. The denominator is an argument, because it must be that of the whole optimiser
-step: every micro-batch of every worker. With a micro-batch's own count the gradient would depend on how the step was cut.
+R learned tokens, V vocabulary, N samples. The denominator is an argument, because it must be that of the whole
+optimiser step: every micro-batch of every worker. With a micro-batch's own count the gradient would depend on how the
+step was cut.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def token_weights(
 ) -> tuple[list[float], float]:
     """The weight of each learned token (R,), and their sum, this group's share of the step's denominator.
 
-    counts (N,) learned tokens per sample, weights (N,) of the samples. 'token': every token counts as its sample weighs,
-    so long responses count for more. 'sample': every sample counts as it weighs, its tokens sharing that.
+    counts (N,) learned tokens per sample, weights (N,) of the samples. 'token': every token counts as its sample
+    weighs, so long responses count for more. 'sample': every sample counts as it weighs, its tokens sharing that.
     """
     per_token = [w if reduction == "token" else w / n for n, w in zip(counts, weights, strict=True) if n > 0]
     spread = [w for w, n in zip(per_token, (n for n in counts if n > 0), strict=True) for _ in range(n)]

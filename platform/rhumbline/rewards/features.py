@@ -1,11 +1,11 @@
-"""Features of an answer: hidden states of a frozen language model that reads prompt and answer, pooled. Under `regression`.
+"""Features of an answer: hidden states of a frozen language model that reads prompt and answer. Under `regression`.
 
     backbone = Backbone.load(resolve("embedded"), FeatureSpec(layer=15))
     features_ND, lengths_N = backbone.features([(prompt, "Because of scattering."), ...])
 
-Only the layers below the chosen one are loaded and run. An answer's features do not depend on what else is in the batch:
-padding is masked, positions are given, and everything is computed in float32 (bfloat16 would move scores by more than the
-1e-4 that is allowed). N answers, D features, B rows of a batch, T tokens.
+Only the layers up to the chosen one are loaded and run. An answer's features do not depend on what else is in the
+batch: padding is masked, positions are given, and everything is computed in float32 (bfloat16 moves scores by more than
+the 1e-4 that is allowed). N answers, D features, B rows of a batch, T tokens.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if self.layer < 1 or not self.pooling or not set(self.pooling) <= set(POOLINGS):
             raise ConfigError(
-                f"features: expected layer >= 1 and pooling from {', '.join(POOLINGS)}, got {self.layer}, {self.pooling}"
+                f"features: expected layer >= 1 and pooling from {', '.join(POOLINGS)}, "
+                f"got {self.layer} and {self.pooling}"
             )
         if not 1 <= self.max_response_tokens < self.max_tokens:
             raise ConfigError(
-                f"features.max_response_tokens must leave room for the prompt: 1 to max_tokens - 1 = {self.max_tokens - 1}, "
-                f"got {self.max_response_tokens}"
+                f"features.max_response_tokens must leave room for the prompt: expected 1 to {self.max_tokens - 1} "
+                f"(max_tokens - 1), got {self.max_response_tokens}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,17 +76,19 @@ class Backbone:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: FeatureSpec, fingerprint: dict[str, Any]
     ) -> None:
         """`model` is the bare decoder, already cut to `spec.layer` layers; see `load`."""
-        self.model, self.tokenizer, self.spec, self.fingerprint = model.eval().requires_grad_(False), tokenizer, spec, fingerprint
+        self.model = model.train(False).requires_grad_(False)
+        self.tokenizer, self.spec, self.fingerprint = tokenizer, spec, fingerprint
 
     @classmethod
     def load(cls, folder: str | Path, spec: FeatureSpec, *, device: str | None = None) -> Backbone:
-        """The first `spec.layer` layers of the model in `folder`, float32. `device` None: the GPU that this process sees.
+        """The first `spec.layer` layers of the model in `folder`. `device` None: the GPU that this process sees.
 
         Raises ConfigError for a folder that transformers cannot read and a model with fewer layers.
         """
         from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
+        logging: Any = transformers_logging
         try:
             settings = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as e:
@@ -108,7 +111,9 @@ class Backbone:
                 logging.enable_progress_bar()
         if spec.layer < depth:
             if not hasattr(model, "norm"):
-                raise ConfigError(f"{folder}: {type(model).__name__} has no final `norm`, so only its last layer can be read")
+                raise ConfigError(
+                    f"{folder}: {type(model).__name__} has no final `norm`, so only its last layer can be read"
+                )
             model.norm = torch.nn.Identity()  # it belongs to the last layer's states, which these are not
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -142,14 +147,16 @@ class Backbone:
                 out_ND[i] = self._pool(states_TD[offset : offset + len(row.token_ids)], row).cpu().numpy()
         broken = np.flatnonzero(~np.isfinite(out_ND).all(axis=1))
         if len(broken):
-            raise ScoringError(f"the backbone gives features that are not finite for {len(broken)} of {len(rows)} answers")
+            raise ScoringError(
+                f"the backbone gives features that are not finite for {len(broken)} of {len(rows)} answers"
+            )
         return out_ND, np.array([row.length for row in rows], dtype=np.int64)
 
     def _states(self, batch: Sequence[Row], side: Side) -> tuple[torch.Tensor, list[int]]:
         """Hidden states (B, T, D) and where each row begins."""
         width = max(len(row.token_ids) for row in batch)
         offsets = [0 if side == "right" else width - len(row.token_ids) for row in batch]
-        ids_BT = torch.full((len(batch), width), int(self.tokenizer.eos_token_id or 0), dtype=torch.long)
+        ids_BT = torch.full((len(batch), width), cast(int, self.tokenizer.eos_token_id), dtype=torch.long)
         mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
         for ids_T, mask_T, row, offset in zip(ids_BT, mask_BT, batch, offsets, strict=True):
             ids_T[offset : offset + len(row.token_ids)] = torch.tensor(row.token_ids)
@@ -188,7 +195,14 @@ class Extractor:
         return self.backbone.features(pairs, self.token_budget)
 
 
-_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+_IDENTITY = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 
 def fingerprint(settings: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A scorer is checked when it loads: the same answer must get the same score, whatever it is batched with and padded by.
+"""A scorer is checked when it loads: an answer gets the same score, whatever it is batched with and padded by.
 
     check_invariance(score)                # ScoringError with both figures where scores move
 
@@ -32,9 +32,9 @@ PROBES: tuple[Pair, ...] = (
     _pair("Name three primary colours.", "Red, yellow and blue."),
     _pair(
         "How do I keep basil alive in winter?",
-        "Put the pot in the brightest window that you have, well away from cold draughts. Water it when the surface of the "
-        "soil is dry, and never let it stand in water. Pinch off the tips each week, so that it branches instead of "
-        "flowering. A small lamp for six hours a day helps where the winter is dark.",
+        "Put the pot in the brightest window that you have, well away from cold draughts. Water it when the surface of "
+        "the soil is dry, and never let it stand in water. Pinch off the tips each week, so that it branches instead "
+        "of flowering. A small lamp for six hours a day helps where the winter is dark.",
     ),
 )
 

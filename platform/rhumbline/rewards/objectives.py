@@ -1,6 +1,6 @@
-"""Heads, the objectives that are linear maps of them, and the calibration of objectives. Between sources and `RewardModel`.
+"""Heads, the objectives that are linear maps of them, and their calibration. Between sources and `RewardModel`.
 
-    heads = (Head(name="ultrafeedback-honesty", source="regression:mine", raw_low=1, raw_high=5, scale=20, offset=-10), ...)
+    heads = (Head(name="ultrafeedback-honesty", source="ultrafeedback", **SCALES["ultrafeedback"]), ...)
     objectives = Objectives.build(recipe.rewards.objectives, heads)
     objectives(scores_NH)                                             # (N, K), recipe order
     Calibration.fit(objectives.names, rewards_NK, lengths_N).to_dict()
@@ -80,7 +80,7 @@ class Objectives:
 
     names: tuple[str, ...]  # (K,) recipe order
     signs: tuple[Literal[1, -1], ...]  # (K,)
-    matrix_HK: Array  # noqa: N815
+    matrix_HK: Array
 
     @classmethod
     def build(cls, objectives: Mapping[str, Objective], heads: Sequence[Head], where: str = "rewards") -> Objectives:
@@ -115,7 +115,7 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Statistics of each objective over a frozen set of answers, 0-100. All fields but `n` are (K,), in recipe order."""
+    """Statistics of each objective over a frozen set of answers, 0-100. All but `n` are (K,), in recipe order."""
 
     names: tuple[str, ...]
     n: int  # answers
@@ -161,7 +161,8 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**plain)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:

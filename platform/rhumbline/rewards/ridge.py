@@ -1,12 +1,12 @@
 """Linear heads on fixed features, in closed form: ridge regression, one penalty per head, missing labels left out.
 
-    scaling = Scaling.fit(features_ND, lengths_N, remove_length=True)
+    scaling = Scaling.fit(features_ND, lengths_N, length_removed=1.0)
     fit = fit_head(scaling(features_ND, lengths_N), labels_N, groups_N, ALPHAS, folds=5)
     scaling(features_ND, lengths_N) @ fit.coefficients_D + fit.intercept
 
 For each head w minimises sum_i (y_i - w.z_i - b)^2 + alpha |w|^2 over the rows i that have its label (ArmoRM's first
-stage, here with an intercept, which is not penalised). A label that was not given is NaN and is never read as 0. N rows,
-D features, A penalties.
+stage, here with an intercept, which is not penalised). A label that was not given is NaN and is never read as 0. N
+rows, D features, A penalties.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ ALPHAS = tuple(np.logspace(1, 6, 16).tolist())  # for standardised features: alp
 class Scaling:
     """z = (x - mean - slope (log(1 + n) - log_length)) / std, per feature; n is the answer's length in tokens.
 
-    With slope 0 this is plain standardisation. Fitted with `remove_length`, the slope is that of the least-squares line
-    of each feature on log(1 + n), so every z, and hence every linear head, is uncorrelated with log length over the rows
-    that it was fitted on: the length of an answer can no longer buy it a score, only what goes along with length in
-    single answers can.
+    With slope 0 (`length_removed` 0) this is plain standardisation. With `length_removed` 1 the slope is that of the
+    least-squares line of each feature on log(1 + n), so every z, and hence every linear head, is uncorrelated with log
+    length over the rows that it was fitted on: length itself can no longer buy a score. Values between take out that
+    share of the line.
     """
 
-    mean_D: Array  # noqa: N815
-    std_D: Array  # noqa: N815
-    slope_D: Array  # noqa: N815
+    mean_D: Array
+    std_D: Array
+    slope_D: Array
     log_length: float  # mean of log(1 + n)
 
     @classmethod
-    def fit(cls, features_ND: ArrayLike, lengths_N: ArrayLike, *, remove_length: bool = False) -> Scaling:
+    def fit(cls, features_ND: ArrayLike, lengths_N: ArrayLike, *, length_removed: float = 0.0) -> Scaling:
         x_ND, log_N = np.asarray(features_ND, dtype=np.float64), np.log1p(np.asarray(lengths_N, dtype=np.float64))
         mean_D, log_length = x_ND.mean(axis=0), float(log_N.mean())
         centred_N = log_N - log_length
         slope_D = np.zeros_like(mean_D)
-        if remove_length and centred_N.any():
-            slope_D = centred_N @ (x_ND - mean_D) / (centred_N @ centred_N)
+        if centred_N.any():
+            slope_D = length_removed * (centred_N @ (x_ND - mean_D)) / (centred_N @ centred_N)
         std_D = (x_ND - mean_D - centred_N[:, None] * slope_D).std(axis=0)
         # A feature that never varied says nothing; dividing by its rounding noise would make it shout.
         std_D = np.where(std_D > 1e-9 * (1 + np.abs(mean_D)), std_D, np.inf)
@@ -64,12 +64,12 @@ class Scaling:
 class HeadFit:
     """One fitted head, in the units of its labels."""
 
-    coefficients_D: Array  # noqa: N815
+    coefficients_D: Array
     intercept: float
     alpha: float
     n: int  # rows that had the label
-    mse_A: Array  # noqa: N815  # held-out mean squared error of every penalty tried
-    held_out_N: Array  # noqa: N815  # each row predicted by the folds without its group, at `alpha`; NaN: no label
+    mse_A: Array  # held-out mean squared error of every penalty tried
+    held_out_N: Array  # each row predicted by the folds without its group, at `alpha`; NaN: no label
 
 
 def fit_head(
@@ -82,8 +82,8 @@ def fit_head(
     """Fit one head; the penalty is the one with the least squared error on held-out groups.
 
     Rows of a group (all answers to one prompt) are never on both sides of a fold: answers to the same question share
-    words, and a random fold would reward memory. Raises DataError for fewer labelled groups than folds and for labels that are all
-    alike.
+    words, and a random fold would reward memory. Raises DataError for fewer labelled groups than folds and for labels
+    that are all alike.
     """
     z_ND, y_N = np.asarray(standardised_ND, dtype=np.float64), np.asarray(labels_N, dtype=np.float64)
     has_N = ~np.isnan(y_N)

@@ -1,0 +1,170 @@
+"""The reward model of a run: its sources side by side, and the objectives made of their heads. What a `Scorer` holds.
+
+    model = RewardModel.build(recipe.rewards, policy="embedded")
+    model.setup()                              # loads backbones, checks that scores hold still
+    model.score([(prompt, "Because of scattering."), ...])       # (N, K) float64 on 0-100, recipe order
+
+The vectors depend on no direction, so one pass serves all of them. Each distinct pair is scored once per process.
+What cannot be scored raises: an error never turns into a reward. N answers, H heads, K objectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rhumbline import config
+from rhumbline.durable import to_json
+from rhumbline.errors import ConfigError, RhumblineError, ScoringError
+from rhumbline.rewards.features import Pair
+from rhumbline.rewards.objectives import Head, Objectives
+from rhumbline.rewards.regression import RegressionHeads, RegressionRewards
+from rhumbline.rewards.rules import RuleRewards, Tokenise
+
+Array = NDArray[np.float64]
+CACHE_LIMIT = 1_000_000  # pairs; at about 200 bytes each
+
+
+class Source(Protocol):
+    """Some heads and how they are scored. `regression.RegressionRewards` and `rules.RuleRewards` are two."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]: ...
+
+    @property
+    def id(self) -> str:
+        """Equal ids give equal scores."""
+        ...
+
+    def setup(self) -> None:
+        """Load what is heavy and check it."""
+        ...
+
+    def score(self, pairs: Sequence[Pair]) -> Array:
+        """(N, H) on 0-100, in the order of `pairs`; raises rather than inventing a score."""
+        ...
+
+
+class RewardModel:
+    """Sources and objectives. `score` is all that the rest of a run needs."""
+
+    def __init__(self, sources: Sequence[Source], objectives: Objectives) -> None:
+        self.sources, self.objectives = tuple(sources), objectives
+        self._cache: dict[bytes, Array] = {}
+
+    @classmethod
+    def build(
+        cls, rewards: config.Rewards, *, policy: str | Path = "embedded", tokenise: Tokenise | None = None
+    ) -> RewardModel:
+        """From a recipe's section; light, `setup` loads the rest. `tokenise` None: by the tokenizer of `policy`.
+
+        Raises ConfigError, before anything heavy is read, for a missing reward model, an unknown rule, and objectives
+        that do not fit the heads.
+        """
+        count = tokenise if tokenise is not None else _tokeniser(policy)
+        sources: list[Source] = []
+        for i, source in enumerate(rewards.sources):
+            if isinstance(source, config.RulesSource):
+                sources.append(RuleRewards(source.heads, count, f"rewards.sources.{i}.heads"))
+                continue
+            try:
+                heads = RegressionHeads.load(source.path)
+            except ConfigError as e:
+                raise ConfigError(f"rewards.sources.{i}.path: {e}") from None
+            sources.append(RegressionRewards(heads, source.backbone, rewards.token_budget))
+        heads_H = [head for one in sources for head in one.heads]
+        return cls(sources, Objectives.build(rewards.objectives, heads_H))
+
+    def setup(self) -> None:
+        """Set up every source. Raises ConfigError or ScoringError where one cannot be trusted."""
+        for source in self.sources:
+            source.setup()
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """(H,) over all sources."""
+        return tuple(head for source in self.sources for head in source.heads)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(K,) objectives, recipe order."""
+        return self.objectives.names
+
+    @property
+    def id(self) -> str:
+        """A hash of sources and objectives: what rewards, and all that was learned from them, depend on."""
+        said = {
+            "sources": [source.id for source in self.sources],
+            "objectives": {
+                name: {head.name: c for head, c in zip(self.heads, column_H, strict=True) if c != 0}
+                for name, column_H in zip(self.names, self.objectives.matrix_HK.T, strict=True)
+            },
+            "order": self.names,  # JSON objects have none
+            "signs": self.objectives.signs,
+        }
+        return hashlib.sha256(to_json(said).encode()).hexdigest()[:16]
+
+    def score(self, batch: Sequence[Pair]) -> Array:
+        """(N, K) objectives on 0-100, float64, in the order of `batch`. Raises ScoringError."""
+        return self.objectives(self.score_heads(batch))
+
+    def score_heads(self, batch: Sequence[Pair]) -> Array:
+        """(N, H) head scores on 0-100. Raises ScoringError."""
+        keys = [_key(pair) for pair in batch]
+        fresh = {key: pair for key, pair in zip(keys, batch, strict=True) if key not in self._cache}
+        if fresh:
+            scores_MH = self._scored(list(fresh.values()))
+            if len(self._cache) + len(fresh) > CACHE_LIMIT:
+                self._cache = {key: self._cache[key] for key in keys if key in self._cache}
+            self._cache |= dict(zip(fresh, scores_MH, strict=True))
+        return np.array([self._cache[key] for key in keys]).reshape(len(batch), len(self.heads))
+
+    def _scored(self, pairs: Sequence[Pair]) -> Array:
+        columns = []
+        for source in self.sources:
+            names = ", ".join(head.name for head in source.heads)
+            try:
+                scores_MH = np.asarray(source.score(pairs), dtype=np.float64)
+            except RhumblineError:
+                raise
+            except Exception as e:
+                raise ScoringError(f"scoring {len(pairs)} answers for {names} failed: {type(e).__name__}: {e}") from e
+            if scores_MH.shape != (len(pairs), len(source.heads)):
+                wanted = (len(pairs), len(source.heads))
+                raise ScoringError(f"the source of {names} gave scores of shape {scores_MH.shape}, expected {wanted}")
+            broken = np.argwhere(~np.isfinite(scores_MH))
+            if len(broken):
+                row, head = broken[0]
+                raise ScoringError(
+                    f"head {source.heads[head].name} gave {scores_MH[row, head]} to an answer to prompt "
+                    f"{pairs[row][0].id} ({len(broken)} such scores for {len(pairs)} answers): {pairs[row][1][:80]!r}"
+                )
+            columns.append(scores_MH)
+        return np.concatenate(columns, axis=1)
+
+
+def _key(pair: Pair) -> bytes:
+    prompt, response = pair
+    said = [[m.role, m.content] for m in prompt.messages]
+    text = to_json({"messages": said, "reference": prompt.reference, "response": response})
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _tokeniser(policy: str | Path) -> Callable[[str], Sequence[int]]:
+    """Text -> ids by the tokenizer of `policy`, which is read when the first text comes."""
+    loaded: list[Callable[[str], Sequence[int]]] = []
+
+    def tokenise(text: str) -> Sequence[int]:
+        if not loaded:
+            from rhumbline.learning.policy import load_tokenizer
+
+            tokenizer = load_tokenizer(policy)
+            loaded.append(lambda said: list(tokenizer(said, add_special_tokens=False)["input_ids"]))
+        return loaded[0](text)
+
+    return tokenise

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rhumbline.losses import KL_ESTIMATORS, LOSSES
+from rhumbline.losses.kl import k1, k2, k3
+
+
+def test_estimators_by_hand():
+    # log_ratio = -1 - (-1.5) = 0.5
+    logp, reference = torch.tensor([-1.0]), torch.tensor([-1.5])
+    assert k1(logp, reference).item() == pytest.approx(0.5)
+    assert k2(logp, reference).item() == pytest.approx(0.125)
+    assert k3(logp, reference).item() == pytest.approx(math.exp(-0.5) - 1 + 0.5)
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    # Exact expectation under pi = (0.8, 0.2) against (0.5, 0.5).
+    pi, ref = torch.tensor([0.8, 0.2], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    exact = float((pi * (pi / ref).log()).sum())
+    means = {name: float((pi * k(pi.log(), ref.log())).sum()) for name, k in KL_ESTIMATORS.items()}
+    assert means["k1"] == pytest.approx(exact, abs=1e-6)
+    assert means["k3"] == pytest.approx(exact, abs=1e-6)
+    assert abs(means["k2"] - exact) > 0.01
+
+
+def test_k3_is_never_negative_and_never_overflows():
+    log_ratio = torch.tensor([-1000.0, -5.0, -1e-4, 0.0, 1e-4, 5.0, 1000.0])
+    values = k3(log_ratio, torch.zeros(7))
+    assert (values >= 0).all()
+    assert values.isfinite().all()
+
+
+@pytest.mark.parametrize(("estimator", "slope"), [(k1, 1.0), (k2, 0.7), (k3, 1 - math.exp(-0.7))])
+def test_gradients_by_finite_difference(estimator, slope):
+    logp = torch.tensor([-0.3], requires_grad=True)
+    reference = torch.tensor([-1.0])
+    estimator(logp, reference).sum().backward()
+    assert logp.grad is not None
+    numeric = (estimator(torch.tensor([-0.29]), reference) - estimator(torch.tensor([-0.31]), reference)) / 0.02
+    assert logp.grad.item() == pytest.approx(slope, rel=1e-4)
+    assert logp.grad.item() == pytest.approx(numeric.item(), rel=1e-3)
+
+
+def test_only_the_gradient_of_k2_is_that_of_the_kl():
+    # pi = softmax(theta); E_pi[grad k(log pi(x))], sampled tokens held fixed, against the true gradient of KL(pi || ref).
+    theta = torch.tensor([1.0, -0.4], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
+    pi = theta.softmax(0)
+    (true,) = torch.autograd.grad((pi * (pi.log() - reference)).sum(), theta)
+
+    def expected(estimator):
+        logp = theta.log_softmax(0)
+        (gradient,) = torch.autograd.grad((logp.exp().detach() * estimator(logp, reference)).sum(), theta)
+        return gradient
+
+    assert torch.allclose(expected(k2), true, atol=1e-6)
+    assert not torch.allclose(expected(k1), true, atol=1e-2)
+    assert not torch.allclose(expected(k3), true, atol=1e-2)
+
+
+def test_every_loss_is_in_the_dict():
+    assert set(LOSSES) == {"sft", "distill"}
+    assert set(KL_ESTIMATORS) == {"k1", "k2", "k3"}
