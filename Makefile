@@ -51,7 +51,7 @@ check: setup  ## ruff, formatting, mypy
 	@$(BIN)/mypy
 
 bench: setup  ## measure, on this machine, what README and docs/results.md state about speed
-	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python "$$f"; done
+	@shopt -s nullglob; for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python "$$f"; done
 
 clean:  ## remove caches and build outputs; runs/ and .venv/ stay
 	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

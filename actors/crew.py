@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from rhumbline.rewards.model import RewardModel
 
 from actors import learner, weights
 from actors.generator import Generator
@@ -30,7 +29,7 @@ from actors.rollout import Rollout, rollout
 from actors.scorer import Scorer
 from rhumbline import config, steering
 from rhumbline.codecs import Codec
-from rhumbline.errors import StoreError
+from rhumbline.errors import CodecError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.frontier import maximised, reference_point
 from rhumbline.learning.policy import merge_adapter, resolve
@@ -38,6 +37,7 @@ from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
 from rhumbline.records import Completion, Example, Query, Scored
+from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.steering import Steering
 from rhumbline.store import RunStore
@@ -198,22 +198,29 @@ class Crew:
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
         self.store.mark(mark, {"checkpoint": str(out.relative_to(self.store.path)), **result})
 
-    def adopt(self, t: int, adapter: Path) -> Steering:
-        """Make a finished adapter the policy t: merged into the initial weights, with the steering that it came with."""
-        adopted, out = steering.read(adapter), self.store.checkpoint_dir(t)
-        adopted.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
-        if adopted.initial != self.recipe.policy.initial:
-            raise StoreError(
-                f"{adapter} adapts {adopted.initial}, the recipe starts from {self.recipe.policy.initial} (policy.initial)"
+    def adopt(self, t: int, folder: Path) -> Steering:
+        """Make a finished checkpoint the policy t: full weights, or an adapter that is merged into the initial ones.
+
+        Raises CodecError where it was trained for other objectives, words, rewards or weights than the recipe names.
+        """
+        contract, out = steering.read(folder), self.store.checkpoint_dir(t)
+        contract.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
+        if contract.initial != self.recipe.policy.initial:
+            raise CodecError(
+                f"{folder} was trained from {contract.initial}, the recipe starts from {self.recipe.policy.initial} "
+                "(policy.initial)"
             )
         if self.store.marked(f"iterations/t={t}/learn") is None:
             shutil.rmtree(out, ignore_errors=True)
-            merge_adapter(self.initial, adapter, out)
-            shutil.copytree(adapter, out / "adapter", dirs_exist_ok=True)
+            if (folder / "adapter_config.json").is_file():
+                merge_adapter(self.initial, folder, out)
+                shutil.copytree(folder, out / "adapter", dirs_exist_ok=True)
+            else:
+                shutil.copytree(folder, out)
             learner.probe_again(out)
-            adopted.write(out)
-            self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(adapter)})
-        return adopted
+            contract.write(out)
+            self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})
+        return contract
 
     def publish(self, t: int, codec: Codec, calibration: Calibration) -> None:
         """Write steering.json beside the weights of policy t, and beside its adapter."""

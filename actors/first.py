@@ -48,11 +48,20 @@ def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> Fir
     if recipe.initial.strategy == "adapter":
         wanted = recipe.initial.adapter
         folder = embedded.adapter() if wanted == "embedded" else Path(str(wanted))
-        adopted = crew.adopt(0, folder)
-        note = f"t=0 is a finished adapter ({wanted}), trained before this run from the same initial policy."
-        return _first(recipe, (), Calibration.from_dict(adopted.calibration), (note,))
+        return adopted(
+            recipe,
+            crew,
+            folder,
+            note=f"t=0 is a finished adapter ({wanted}), trained before this run from the same initial policy.",
+        )
     strategy = {"relabel": _relabel, "steerlm": _steerlm}[recipe.initial.strategy]
     return strategy(recipe, plan, store, crew)
+
+
+def adopted(recipe: Recipe, crew: Crew, folder: Path, *, note: str) -> First:
+    """A finished adapter or checkpoint as t=0, with the calibration that it was trained under."""
+    contract = crew.adopt(0, folder)
+    return _first(recipe, (), Calibration.from_dict(contract.calibration), (note,))
 
 
 def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:

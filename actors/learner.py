@@ -1,26 +1,35 @@
 """Learner: one training run to completion as a Ray Train `TorchTrainer` around the library's train loop.
 
-    result = learn(examples, recipe.learner, policy_dir=initial, out_dir=checkpoint, name="smol-t1", storage=run/"train", seed=7)
-    result.checkpoint                      # Hugging Face layout, with the probe that weight syncs are checked by
+    figures = learn(examples, recipe.learner, policy_dir=initial, out_dir="checkpoints/t=1", name="smol-t1",
+                    storage="train", seed=7)
+    figures["final_loss"]                  # out_dir is in Hugging Face layout, with the probe that weight syncs ask for
 
 Any number of workers (gloo on CPUs, NCCL on GPUs), torch or DeepSpeed. A killed worker restarts the group from its last
-committed checkpoint; a killed driver finds the run again by its name and goes on from there.
+committed checkpoint; a killed driver finds the run again by its name and goes on from there. Ray Train commits a
+checkpoint a moment after it was reported, so steps may be made twice: they come out the same.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rhumbline import config, durable, tables
-from rhumbline.errors import ResourceError, RhumblineError, TrainingError
+from actors.progress import Progress, learner_metrics
+from rhumbline import config, durable, errors, tables
+from rhumbline.errors import RhumblineError, TrainingError, UserError
 from rhumbline.records import Example, Message
 
-NUM_PROBES = 4
+NUM_PROBES, PROBE_TOKENS = 4, 64
+RESULT = "training.json"
+COLLECTIVE_TIMEOUT_S = 600  # torch waits 1800 s for a rank that is dead
+_TICK_S = 1.0
 
 
 def learn(
@@ -28,107 +37,51 @@ def learn(
     learner: config.Learner,
     *,
     policy_dir: str | Path,
-    adapter_dir: str | Path | None = None,
     out_dir: str | Path,
     name: str,
     storage: str | Path,
     seed: int,
+    adapter_dir: str | Path | None = None,
+    teacher_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and publish `out_dir` atomically; returns the train loop's figures. Idempotent: a finished run is found again.
+    """Train and publish `out_dir` atomically; returns `TrainResult` as a dict. Idempotent: a finished run is found again.
 
-    `policy_dir` holds the weights that training starts from, `adapter_dir` a LoRA of them to go on with. Raises
-    TrainingError with the worker's own reason.
+    `policy_dir` holds the weights that training starts from, `adapter_dir` a LoRA of them to go on with, `teacher_dir`
+    the frozen teacher. `name` and `storage` are how a run finds its state again: never use them for another run.
+    `on_step` gets every step's figures as they come. Raises the worker's own error, where it is one of ours, else
+    TrainingError.
     """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     out, storage = Path(out_dir).resolve(), Path(storage).resolve()
     if not examples:
         raise TrainingError(f"{name}: nothing was selected, so there is nothing to learn from")
-    storage.mkdir(parents=True, exist_ok=True)
-    data = storage / f"{name}.examples.parquet"
-    durable.replace(data, tables.to_parquet(list(examples)))  # a path, not a pickle: workers read it themselves
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
+    data, steps, failure = (storage / f"{name}.{end}" for end in ("examples.parquet", "steps.jsonl", "failure.json"))
+    if not (out / RESULT).is_file():
+        storage.mkdir(parents=True, exist_ok=True)
+        durable.replace(data, tables.to_parquet(list(examples)))  # a path, not a pickle: workers read it themselves
+        for stale in (steps, failure):
+            stale.unlink(missing_ok=True)
+        loop = {
             "examples": str(data),
+            "steps": str(steps),
+            "failure": str(failure),
             "learner": learner.model_dump(mode="json"),
             "policy_dir": str(Path(policy_dir).resolve()),
             "adapter_dir": None if adapter_dir is None else str(Path(adapter_dir).resolve()),
+            "teacher_dir": None if teacher_dir is None else str(Path(teacher_dir).resolve()),
             "out_dir": str(out),
             "seed": seed,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=learner.num_workers,
-            use_gpu=learner.num_gpus > 0,
-            resources_per_worker={"CPU": learner.num_cpus, **({"GPU": learner.num_gpus} if learner.num_gpus else {})},
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=learner.max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": _environment(learner)},
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as e:
-        raise _reason(e, name) from e
-    result: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
+            "trust_remote_code": trust_remote_code,
+        }
+        with _Steps(name, steps, on_step) as watched:
+            _fit(loop, learner, name, storage, watched.look)
+        _raise(failure)
+    result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
     shutil.rmtree(storage / name, ignore_errors=True)  # the optimiser's state: not needed any more, and large
-    data.unlink(missing_ok=True)
+    for file in (data, steps):
+        file.unlink(missing_ok=True)
     return result
-
-
-def _environment(learner: config.Learner) -> dict[str, str]:
-    env = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
-    if learner.threads is not None:
-        env["OMP_NUM_THREADS"] = str(learner.threads)  # Ray sets it from num_cpus
-    if learner.engine == "deepspeed" and learner.num_gpus == 0:
-        env["DS_ACCELERATOR"] = "cpu"
-    return env
-
-
-def _worker(loop: dict[str, Any]) -> None:
-    """One rank. Rank 0 writes the checkpoint and the probe under a temporary name and renames them."""
-    import ray.train
-
-    from rhumbline.learning.train import fit
-
-    context = ray.train.get_context()
-    out = Path(loop["out_dir"])
-    rank, finished = context.get_world_rank(), (out / "training.json").is_file()
-    if finished:  # an earlier driver got this far and died before it could say so
-        return
-    learner = config.Learner.model_validate(loop["learner"])
-    examples = [row for row in tables.from_parquet(Path(loop["examples"]).read_bytes()) if isinstance(row, Example)]
-    unfinished = out.with_name(f".{out.name}{durable.TEMPORARY}")
-    resume = ray.train.get_checkpoint()
-    result = fit(
-        examples,
-        learner=learner,
-        policy_dir=loop["policy_dir"],
-        adapter_dir=loop["adapter_dir"],
-        out_dir=unfinished,
-        seed=loop["seed"],
-        rank=rank,
-        world_size=context.get_world_size(),
-        resume_from=None if resume is None else Path(resume.path),
-        report=_report,
-    )
-    if rank == 0:
-        _probe(unfinished, examples)
-        (unfinished / "training.json").write_text(json.dumps(asdict(result), default=str), encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        unfinished.rename(out)
-
-
-def _report(metrics: dict[str, Any], folder: Path | None) -> None:
-    import ray.train
-
-    checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
-    ray.train.report(metrics, checkpoint=checkpoint)
 
 
 def probe_again(folder: Path) -> None:
@@ -138,28 +91,215 @@ def probe_again(folder: Path) -> None:
     _probe(folder, [Example(id="probe", messages=(user,), response=text)])
 
 
-def _probe(folder: Path, examples: Sequence[Example]) -> None:
+# --- the driver's side ------------------------------------------------------------------------------------------------
+
+
+def _fit(loop: dict[str, Any], learner: config.Learner, name: str, storage: Path, look: Callable[[], None]) -> None:
+    """`TorchTrainer.fit` in a thread, while this one looks at the steps and stays open to signals.
+
+    In the main thread, `fit` would take SIGINT for itself and keep it.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train: Any = ray.train  # its types are those of the older API
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # also how soon a reported checkpoint is committed
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    trainer: Any = TorchTrainer(
+        _worker,
+        train_loop_config=loop,
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=train.ScalingConfig(
+            num_workers=learner.num_workers,
+            use_gpu=learner.num_gpus > 0,
+            resources_per_worker={"CPU": learner.num_cpus, **({"GPU": learner.num_gpus} if learner.num_gpus else {})},
+        ),
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            # By default the controller tries for ever to start workers that fit nowhere, which looks like a hang.
+            failure_config=train.FailureConfig(max_failures=learner.max_failures, controller_failure_limit=3),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": environment(learner)},
+        ),
+    )
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except Exception as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=run, name=f"fit-{name}", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_TICK_S)
+        look()
+    if raised and isinstance(raised[0], train.TrainingFailedError):
+        _raise(Path(loop["failure"]))
+        text = str(next(iter(getattr(raised[0], "worker_failures", {}).values()), raised[0])).strip()
+        raise TrainingError(
+            f"{name}: training failed on every attempt (learner.max_failures): {text[-2000:]}"
+        ) from raised[0]
+    if raised:
+        raise raised[0]
+
+
+class _Steps:
+    """Reads what rank 0 writes at every step: to the progress line, the metrics and `on_step`."""
+
+    def __init__(self, name: str, path: Path, on_step: Callable[[dict[str, Any]], None] | None) -> None:
+        self.name, self.path, self.on_step = name, path, on_step
+        self.progress: Progress | None = None
+        self._stack = ExitStack()
+        self._read = self._tokens = 0
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.look()
+        self._stack.close()
+
+    def look(self) -> None:
+        """Read the lines that are new."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
+        self._read += len(whole)
+        for line in whole.splitlines():
+            self._show(json.loads(line))
+
+    def _show(self, figures: dict[str, Any]) -> None:
+        step, tokens = int(figures["learn/step"]), int(figures["learn/tokens"])
+        if self.progress is None:
+            progress = Progress(
+                f"{self.name} learn", int(figures["learn/steps"]), run=self.name, unit="steps", done=step - 1
+            )
+            self.progress, self._tokens = self._stack.enter_context(progress), tokens
+        # After a restart, steps come a second time.
+        ahead = max(step - self.progress.done, 0)
+        self.progress.advance(ahead, tokens=max(tokens - self._tokens, 0), note=f"loss {figures['learn/loss']:.3f}")
+        self._tokens = max(tokens, self._tokens)
+        learner_metrics(self.name, {key.removeprefix("learn/"): value for key, value in figures.items()})
+        if self.on_step is not None:
+            self.on_step(figures)
+
+
+def environment(learner: config.Learner) -> dict[str, str]:
+    """Of a worker's process, before torch is imported."""
+    env = {"TOKENIZERS_PARALLELISM": "false"}
+    if learner.threads is not None:
+        env["OMP_NUM_THREADS"] = str(learner.threads)  # Ray sets it from num_cpus
+    if learner.engine == "deepspeed" and learner.num_gpus == 0:
+        env["DS_ACCELERATOR"] = "cpu"
+    return env
+
+
+def _raise(failure: Path) -> None:
+    """Raise what `_worker` left, as it was raised."""
+    if not failure.is_file():
+        return
+    left = json.loads(failure.read_text(encoding="utf-8"))
+    failure.unlink()
+    kind: type[RhumblineError] = getattr(errors, left["kind"], TrainingError)
+    raise kind(left["message"])
+
+
+# --- the workers' side ------------------------------------------------------------------------------------------------
+
+
+def _worker(loop: dict[str, Any]) -> None:
+    """One rank. A fault of the recipe or the data meets every rank and every attempt: it is left for the driver."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        _train(loop, rank)
+    except (UserError, TrainingError) as e:
+        if rank == 0:
+            left = {"kind": type(e).__name__, "message": str(e)}
+            durable.replace(Path(loop["failure"]), json.dumps(left).encode())
+
+
+def _train(loop: dict[str, Any], rank: int) -> None:
+    """Rank 0 writes the checkpoint and its probe under a temporary name and renames them."""
+    import ray.train
+
+    from rhumbline.learning.train import fit
+
+    out = Path(loop["out_dir"])
+    if (out / RESULT).is_file():  # an earlier driver got this far and died before it could say so
+        return
+    rows = tables.from_parquet(Path(loop["examples"]).read_bytes())
+    examples = [row for row in rows if isinstance(row, Example)]
+    unfinished = out.with_name(f".{out.name}{durable.TEMPORARY}")
+    resume = ray.train.get_checkpoint()
+    learner = config.Learner.model_validate(loop["learner"])
+    with ExitStack() as stack:
+        result = fit(
+            examples,
+            learner=learner,
+            policy_dir=loop["policy_dir"],
+            adapter_dir=loop["adapter_dir"],
+            teacher_dir=loop["teacher_dir"],
+            out_dir=unfinished,
+            seed=loop["seed"],
+            rank=rank,
+            world_size=ray.train.get_context().get_world_size(),
+            resume_from=None if resume is None else stack.enter_context(resume.as_directory()),
+            report=_report(Path(loop["steps"]) if rank == 0 else None, learner.checkpoint_every),
+            trust_remote_code=loop["trust_remote_code"],
+        )
+    if rank == 0:
+        shutil.rmtree(unfinished / "steps", ignore_errors=True)
+        _probe(unfinished, examples, trust_remote_code=loop["trust_remote_code"])
+        (unfinished / RESULT).write_text(json.dumps(asdict(result), default=str), encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        unfinished.rename(out)
+
+
+def _report(steps: Path | None, checkpoint_every: int) -> Callable[[dict[str, Any], Path | None], None]:
+    """Every step goes to a file that the driver reads, only checkpoints to Ray Train.
+
+    `ray.train.report` returns when the controller has looked, about once a second: at every step it would be a brake.
+    """
+
+    def report(figures: dict[str, Any], folder: Path | None) -> None:
+        import ray.train
+
+        step, total = figures["learn/step"], figures["learn/steps"]
+        if steps is not None:
+            with steps.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
+        if step % checkpoint_every == 0 and step < total:
+            # A barrier: every rank has to be here, also one that wrote nothing.
+            checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
+            ray.train.report(figures, checkpoint=checkpoint)
+
+    return report
+
+
+def _probe(folder: Path, examples: Sequence[Example], trust_remote_code: bool = False) -> None:
     """Log-probabilities of a few samples under the weights as they were saved: what an engine must answer with."""
     from actors.weights import write_probe
-    from rhumbline.data.chat import encode
+    from rhumbline.data.chat import Encoded, encode
     from rhumbline.learning.logprobs import token_logprobs
     from rhumbline.learning.policy import load_policy, load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    chosen = sorted(examples, key=lambda e: (len(e.response), e.id))[-NUM_PROBES:]
-    encoded = [encode(e.messages, e.response, tokenizer, e.complete) for e in chosen]
-    logprobs = token_logprobs(load_policy(folder).eval(), encoded, token_budget=4096)
-    write_probe(folder, [(e, row.tolist()) for e, row in zip(encoded, logprobs, strict=True)])
-
-
-def _reason(error: Any, name: str) -> RhumblineError:
-    """The first worker's own error, where it is one of ours."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for cause in causes:
-        inner = getattr(cause, "cause", cause)
-        if isinstance(inner, RhumblineError):
-            return inner
-    text = str(causes[0]).strip()
-    if "resource" in text.lower() and "worker" not in text.lower():
-        return ResourceError(f"{name}: {text[-2000:]}")
-    return TrainingError(f"{name}: training failed on every attempt: {text[-2000:]}")
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    encoded = [encode(e.messages, e.response, tokenizer, e.complete) for e in examples]
+    # Short ones, so that they fit every engine's context.
+    chosen = sorted((e for e in encoded if e.num_learned > 0), key=lambda e: (e.prompt_length, e.token_ids))[
+        :NUM_PROBES
+    ]
+    ends = [e.prompt_length + PROBE_TOKENS for e in chosen]
+    cut = [
+        Encoded(token_ids=e.token_ids[:end], loss_mask=e.loss_mask[:end]) for e, end in zip(chosen, ends, strict=True)
+    ]
+    rows = token_logprobs(load_policy(folder, trust_remote_code=trust_remote_code), cut)
+    write_probe(folder, [(e, row.tolist()) for e, row in zip(cut, rows, strict=True)])

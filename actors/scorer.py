@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from rhumbline.rewards.model import RewardModel
-
 from rhumbline import config
 from rhumbline.learning.policy import set_threads
 from rhumbline.records import Completion, Scored
+from rhumbline.rewards.model import RewardModel
 
 
 class Scorer:

@@ -37,7 +37,7 @@ def main(
     """Train one policy for every direction of a cone, and prove that it steers."""
     with user_errors():
         settings = config.load(recipe, [*(overrides or []), *([f"name={name}"] if name else [])])
-        plan = Plan.make(settings)
+        plan = Plan.make(settings, dry_run=dry_run)
         from actors.dry_run import resources, show
         from cluster.session import session
 

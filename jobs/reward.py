@@ -1,20 +1,19 @@
 #!/usr/bin/env python
 """Fit regression reward heads on a frozen language model, in closed form.
 
-    ray job submit --working-dir . -- python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml
-    python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml features.layer=18 --out rewards/mine
+ray job submit --working-dir . -- python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml
+python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml features.layer=18 --out rewards/mine
 
-    labels      rated answers on 0-100; what was not rated stays missing
-    features    hidden states of the frozen backbone over each answer, pooled
-    fit         one ridge regression per head; its penalty by cross-validation over prompts
-    card        how well each head predicts held-out ratings, beside what length alone predicts
-    save        heads.safetensors, schema.json, card.json, card.md
+labels      rated answers on 0-100; what was not rated stays missing
+features    hidden states of the frozen backbone over each answer, pooled
+fit         one ridge regression per head; its penalty by cross-validation over prompts
+card        how well each head predicts ratings that it has not seen, beside what length alone predicts
+save        heads.safetensors, schema.json, card.json, card.md
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,60 +33,129 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe")] = None,
     recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "rewards" / "oasst.yaml",
     out: Annotated[Path | None, typer.Option(help="folder to write to; rewards/<name> by default")] = None,
-    local: Annotated[bool, typer.Option("--local", help="in this process, without Ray")] = False,
+    local: Annotated[bool, typer.Option("--local", help="run the backbone in this process, without Ray")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")] = False,
 ) -> None:
     """Fit regression reward heads on a frozen language model."""
     with user_errors():
         settings = load(recipe, overrides or [])
-        target = out if out is not None else Path("rewards") / settings.name
+        folder = out if out is not None else Path("rewards") / settings.name
+        command = " ".join(["python jobs/reward.py --recipe", _shown(recipe), *(overrides or [])])
         from rhumbline.rewards.labels import gather
         from rhumbline.rewards.regression import check_target
 
-        check_target(target)
+        check_target(folder)
         answers = gather(settings)
         if dry_run:
-            show(settings, answers, target)
-            return
-        command = " ".join(["python jobs/reward.py --recipe", _shown(recipe), *(overrides or [])])
-        if local:
-            run(settings, answers, extract_here(settings, answers.pairs), target, command)
-            return
-        from cluster.session import session
-
-        with session() as have:
-            run(settings, answers, extract_on(settings, answers.pairs, have), target, command)
+            show(settings, answers, folder)
+        else:
+            run(settings, answers, folder, local, command)
 
 
-def run(recipe: RewardRecipe, answers: Answers, shards: Iterator[Any], out: Path, command: str) -> None:
-    """The algorithm. `shards` yields (features, lengths) in the order of the answers."""
+def run(recipe: RewardRecipe, answers: Answers, out: Path, local: bool, command: str) -> None:
+    """The algorithm."""
     import numpy as np
 
     from rhumbline.learning.policy import resolve
     from rhumbline.rewards import card
-    from rhumbline.rewards.features import Backbone, FeatureSpec, identity
+    from rhumbline.rewards.features import identity
+    from rhumbline.rewards.fitting import describe, fit
     from rhumbline.rewards.invariance import PROBES
-    from rhumbline.rewards.regression import RegressionHeads, RegressionRewards
 
-    folder = resolve(recipe.backbone)
-    features, lengths = zip(*shards, strict=True)
-    features_ND, lengths_N = np.concatenate(features), np.concatenate(lengths)
+    backbone = resolve(recipe.backbone)
+    extracted = (extract_here if local else extract_on_ray)(recipe, str(backbone), [*answers.pairs, *PROBES])
+    features, lengths = zip(*extracted, strict=True)
+    features_ND, probes_PD = np.split(np.concatenate(features), [len(answers.pairs)])
+    lengths_N, probes_P = np.split(np.concatenate(lengths), [len(answers.pairs)])
 
-    train_N, ridge = answers.train_N, recipe.ridge
-    heads, fits = RegressionHeads.fit(
-        recipe.heads(),
-        features_ND[train_N],
-        answers.labels_NH[train_N],
-        lengths_N[train_N],
-        answers.groups_N[train_N],
-        backbone=recipe.backbone,
-        fingerprint=identity(folder),
-        features=recipe.spec(),
-        length_removed=recipe.features.length_removed,
-        alphas=tuple(np.geomspace(ridge.alpha_low, ridge.alpha_high, ridge.alphas).tolist()),
-        folds=ridge.folds,
-    )
-    ...
+    heads, fits = fit(recipe, answers, features_ND, lengths_N, identity(backbone))
+    heads = heads.with_probes(heads.score(probes_PD, probes_P))
+    told = describe(recipe, answers, heads, fits, features_ND, lengths_N, command)
+    heads.save(out)
+    card.write(out, told)
+    print(card.markdown(told))
+    print(f"heads: {out}")
+
+
+def shards(recipe: RewardRecipe, pairs: list[Pair]) -> list[list[Pair]]:
+    """Units of work."""
+    size = recipe.extraction.shard
+    return [pairs[i : i + size] for i in range(0, len(pairs), size)]
+
+
+def extract_here(recipe: RewardRecipe, backbone: str, pairs: list[Pair]) -> Iterator[Any]:
+    """Features of each shard, in order, by this process."""
+    from rhumbline.rewards.features import Extractor
+
+    extractor = Extractor(**_extractor(recipe, backbone))
+    extractor.setup()
+    done = 0
+    for shard in shards(recipe, pairs):
+        yield extractor.features(shard)
+        done += len(shard)
+        print(f"features  {done}/{len(pairs)} answers", flush=True)
+
+
+def extract_on_ray(recipe: RewardRecipe, backbone: str, pairs: list[Pair]) -> Iterator[Any]:
+    """The same by a pool of actors."""
+    from actors.pool import Failed, Pool
+    from actors.progress import Progress
+    from cluster import placement
+    from cluster.session import session
+    from rhumbline.errors import ResourceError, ScoringError
+    from rhumbline.rewards.features import Extractor
+
+    wanted, units = recipe.extraction, shards(recipe, pairs)
+    rows = [("extractor", wanted.replicas, wanted.num_cpus, wanted.num_gpus)]
+    with session() as have:
+        if missing := placement.lacking(have, placement.totals(rows)):
+            raise ResourceError(f"the cluster lacks what the recipe asks for (extraction): {'; '.join(missing)}")
+        pool = Pool(
+            Extractor,
+            _extractor(recipe, backbone),
+            role="extractor",
+            replicas=wanted.replicas,
+            num_cpus=wanted.num_cpus,
+            num_gpus=wanted.num_gpus,
+            deadline_s=wanted.deadline_s,
+        )
+        with pool, Progress("features", len(pairs), run=recipe.name, unit="answers") as progress:
+            for i, result in pool.map("features", ((i, (unit,)) for i, unit in enumerate(units))):
+                if isinstance(result, Failed):
+                    raise ScoringError(f"the features of shard {i} failed {result.attempts} times: {result.error}")
+                yield result
+                progress.advance(len(units[i]))
+
+
+def show(recipe: RewardRecipe, answers: Answers, out: Path) -> None:
+    """Print the resolved recipe and what it would read and write."""
+    import numpy as np
+
+    print(dump(recipe))
+    for source in recipe.ratings:
+        print(f"{source}: " + ", ".join(f"{number} {what}" for what, number in answers.counts(source).items()))
+    for head, labels_N in zip(recipe.heads(), answers.labels_NH.T, strict=True):
+        rated = labels_N[~np.isnan(labels_N)]
+        print(f"{head.name}: {len(rated)} labels, mean {rated.mean():.1f}, std {rated.std():.1f} of 0-100")
+    print(f"would write: {out}")
+
+
+def _extractor(recipe: RewardRecipe, backbone: str) -> dict[str, Any]:
+    from rhumbline.rewards.fitting import spec_of
+
+    wanted = recipe.extraction
+    return {
+        "folder": backbone,
+        "spec": spec_of(recipe),
+        "token_budget": wanted.token_budget,
+        "threads": wanted.threads,
+    }
+
+
+def _shown(recipe: Path) -> str:
+    """A shipped recipe as one types it: no path of this machine goes into a card."""
+    path = recipe.resolve()
+    return str(path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path.name)
 
 
 if __name__ == "__main__":

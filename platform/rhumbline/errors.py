@@ -4,6 +4,7 @@
     ├── UserError               bad input: one clear message, exit code 2, nothing lost
     │   ├── ConfigError         a recipe or an override: names the key, the value and the remedy
     │   ├── DataError           a data file or a row in it
+    │   │   └── HubError        a hub that cannot be reached from this machine
     │   ├── DirectionError      a direction that cannot be read or does not fit the objectives
     │   ├── CodecError          a codec that does not match the checkpoint or cannot say a direction
     │   ├── ResourceError       the cluster lacks what the recipe asks for
@@ -39,6 +40,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data file, or a row in it, is wrong."""
+
+
+class HubError(DataError):
+    """A hub cannot be reached from this machine; another one may reach it."""
 
 
 class DirectionError(UserError):

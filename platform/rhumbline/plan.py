@@ -14,8 +14,8 @@ from rhumbline import codecs
 from rhumbline.codecs import Codec
 from rhumbline.config import Recipe
 from rhumbline.data.prompts import Splits, load_prompts, split_by_hash
-from rhumbline.directions import Cone, angle_deg, region, text
-from rhumbline.errors import DataError
+from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
+from rhumbline.errors import DataError, HubError
 from rhumbline.queries import ask
 from rhumbline.records import Query
 
@@ -51,16 +51,26 @@ class Plan:
     codec: Codec
     sizes: tuple[Size, ...]
     wanted: tuple[Want, ...]
+    unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
-    def make(cls, recipe: Recipe) -> Plan:
-        """Load the prompts, build region and codec, count. Raises the UserError that the run would end with."""
+    def make(cls, recipe: Recipe, *, dry_run: bool = False) -> Plan:
+        """Load the prompts, build region and codec, count. Raises the UserError that the run would end with.
+
+        dry_run: prompts of a hub that cannot be reached from here are left uncounted: the cluster may reach it.
+        """
         names = list(recipe.rewards.objectives)
         cone = region(recipe.directions, names)
         codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
         for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
             codec.render(tuple(direction_K.tolist()))
-        prompts = load_prompts(recipe.prompts.path, recipe.prompts.split, recipe.prompts.limit)
+        try:
+            prompts = load_prompts(recipe.prompts.path, recipe.prompts.split, recipe.prompts.limit)
+        except HubError as e:
+            if not dry_run:
+                raise
+            empty = Splits(d1=(), d2=(), evaluation=(), left_out=())
+            return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), str(e))
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed)
         return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits)), tuple(wanted(recipe)))
 
@@ -73,8 +83,6 @@ class Plan:
 
     def grid(self) -> list[tuple[float, ...]]:
         """The directions that every policy is evaluated on."""
-        from rhumbline.directions import from_angle_deg
-
         evaluation = self.recipe.evaluation
         if evaluation.angles_deg is not None:
             return [from_angle_deg(a) for a in evaluation.angles_deg]
@@ -88,6 +96,18 @@ class Plan:
             f"objectives  {', '.join(f'{n} ({o.sign:+d})' for n, o in recipe.rewards.objectives.items())}",
             f"region      {self.cone.half_angle_deg:g} degrees around {text(self.cone.axis, names)}, "
             f"said by {self.codec.version} within {self.codec.precision_deg:.1f} degrees",
+        ]
+        if self.unknown:
+            out.append(f"prompts     not counted: {self.unknown}")
+        else:
+            out += self._counts()
+        out += ["", "evaluated on " + "; ".join(self._said(v) for v in self.grid())]
+        for number, sample in enumerate(rendered, 1):
+            out += ["", f"training sample {number} (what carries the loss stands in brackets)", sample]
+        return out
+
+    def _counts(self) -> list[str]:
+        out = [
             f"prompts     {len(self.splits.d1)} + {len(self.splits.d2)} in two halves, "
             f"{len(self.splits.evaluation)} held out, {len(self.splits.left_out)} left out (same first turn)",
             "",
@@ -95,15 +115,10 @@ class Plan:
         ]
         out += [f"{s.stage:<16}{s.prompts:>9,}{s.queries:>9,}{s.samples:>9,}{s.max_tokens:>16,}" for s in self.sizes]
         total = [sum(getattr(s, f) for s in self.sizes) for f in ("prompts", "queries", "samples", "max_tokens")]
-        out += [f"{'total':<16}{total[0]:>9,}{total[1]:>9,}{total[2]:>9,}{total[3]:>16,}", ""]
-        out += ["evaluated on " + "; ".join(self._said(v) for v in self.grid())]
-        for number, sample in enumerate(rendered, 1):
-            out += ["", f"training sample {number} (what carries the loss stands in brackets)", sample]
-        return out
+        return [*out, f"{'total':<16}{total[0]:>9,}{total[1]:>9,}{total[2]:>9,}{total[3]:>16,}"]
 
     def _said(self, direction: tuple[float, ...]) -> str:
-        angle = f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
-        return angle
+        return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
 
 
 def wanted(recipe: Recipe) -> list[Want]:

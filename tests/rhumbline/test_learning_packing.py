@@ -114,7 +114,7 @@ def test_a_model_that_hides_the_lengths_is_refused():
 
 
 def test_bins_by_hand():
-    # Longest first: 7 | 5+3 | 4+2 fits neither 7 (of 8)... 7, then 5, 4 does not join 5, 3 joins 5, 2 joins 4.
+    # Of 8: 7 opens a group, 5 a second, 4 a third; 3 joins 5, which is then full, and 2 joins 4.
     assert bins([5, 3, 7, 2, 4], 8) == [[0, 1], [2], [4, 3]]
     assert bins([20, 1], 8) == [[0], [1]]  # too long for the budget: alone
     assert bins([], 8) == []

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rhumbline.errors import DataError, did_you_mean
+from rhumbline.errors import DataError, HubError, did_you_mean
 
 EMBEDDED = "embedded"
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -191,7 +191,7 @@ def _hub(name: str, split: str | None) -> Iterator[Row]:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
         if offline:
-            raise DataError(
+            raise HubError(
                 f"{name}: no such file here, and the hub cannot be reached and its cache does not hold it: {reason}. "
                 "Give a local JSONL(.gz), JSON or Parquet file, or go online once"
             ) from None

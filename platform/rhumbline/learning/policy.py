@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rhumbline.data.chat import prepare
@@ -64,6 +65,7 @@ def load_policy(
 
     Raises ConfigError for a folder that transformers cannot read.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     folder = resolve(name)
@@ -72,7 +74,7 @@ def load_policy(
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code, use_safetensors=True
             )
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, StrictDataclassError, SafetensorError) as e:
         raise ConfigError(f"{folder}: transformers cannot load this policy: {e}") from e
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,14 +114,12 @@ def save_policy(
     if tied:  # one tensor under one name: a second copy could come to differ, and safetensors refuses shared memory
         head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
         state.pop(f"{head}.weight", None)
-    target, config = Path(folder), model.config
-    model.config = deepcopy(config)
-    model.config.dtype, model.config.tie_word_embeddings, model.config.use_cache = torch.bfloat16, tied, True
-    try:
-        with _quiet():
-            model.save_pretrained(target, state_dict=state)
-    finally:
-        model.config = config
+    target = Path(folder)
+    with _quiet():
+        model.save_pretrained(target, state_dict=state)
+    config = deepcopy(model.config)  # written again: transformers has put the live model's dtype into it
+    config.dtype, config.tie_word_embeddings = torch.bfloat16, tied
+    config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
 
@@ -130,7 +130,9 @@ def save_adapter(model: Any, folder: str | Path, weights: Mapping[str, torch.Ten
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, state_dict=dict(weights) if weights is not None else None)
+    given = dict(weights) if weights is not None else None
+    # "auto" would ask the hub whether the vocabulary has grown since; ours does not.
+    state = get_peft_model_state_dict(model, state_dict=given, save_embedding_layers=False)
     save_file(
         {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()},
         target / "adapter_model.safetensors",

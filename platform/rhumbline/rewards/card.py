@@ -72,7 +72,8 @@ def measure(
         return {"n": 0, "prompts": 0}
     rng = np.random.default_rng(seed)
     draws = [
-        np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(num_resamples)
+        np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
+        for _ in range(num_resamples)
     ]
     figures: dict[str, Callable[[Any], float | None]] = {
         "spearman": lambda i: spearman(s[i], y[i]),
@@ -126,9 +127,16 @@ def markdown(card: Mapping[str, Any]) -> str:
     for name, one in data.items():
         lines.append(
             f"- Data: {name}, {one['train']} answers to fit on, {one['test']} to test on, licence {one['licence']}."
-            + (f" {one['dropped']} answers left out: their conversation is in the test split too." if one["dropped"] else "")
+            + (
+                f" {one['dropped']} answers left out: their conversation is in the test split too."
+                if one["dropped"]
+                else ""
+            )
         )
-    for split, title in (("test", "Test split"), ("held_out", "Training split, each answer predicted without its prompt")):
+    for split, title in (
+        ("test", "Test split"),
+        ("held_out", "Training split, each answer predicted without its prompt"),
+    ):
         lines += [
             "",
             f"## {title}",
@@ -144,7 +152,14 @@ def markdown(card: Mapping[str, Any]) -> str:
                 continue
             cells = [
                 _cell(f[key])
-                for key in ("spearman", "spearman_given_length", "length_only_spearman", "pearson", "mae", "length_only_mae")
+                for key in (
+                    "spearman",
+                    "spearman_given_length",
+                    "length_only_spearman",
+                    "pearson",
+                    "mae",
+                    "length_only_mae",
+                )
             ]
             cells += [_cell(f["score_with_length"]), _cell(f["label_with_length"])]
             lines.append(f"| {name} | {f['n']} | {head['alpha']:.3g} | " + " | ".join(cells) + " |")

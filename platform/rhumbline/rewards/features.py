@@ -85,18 +85,15 @@ class Backbone:
 
         Raises ConfigError for a folder that transformers cannot read and a model with fewer layers.
         """
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
         from transformers.utils import logging as transformers_logging
 
         logging: Any = transformers_logging
-        try:
-            settings = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"{folder}: transformers cannot read this backbone: {e}") from e
+        settings = _settings(folder)
         depth = int(settings.num_hidden_layers)
         if spec.layer > depth:
             raise ConfigError(f"features.layer is {spec.layer}, the backbone in {folder} has {depth} layers")
-        identity = fingerprint(settings)
+        known = fingerprint(settings)
         settings.num_hidden_layers = spec.layer
         verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()  # it would list the layers that are left out on purpose
@@ -117,7 +114,7 @@ class Backbone:
             model.norm = torch.nn.Identity()  # it belongs to the last layer's states, which these are not
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(cast("PreTrainedModel", model.to(device)), load_tokenizer(folder), spec, identity)
+        return cls(cast("PreTrainedModel", model.to(device)), load_tokenizer(folder), spec, known)
 
     def row(self, prompt: Prompt, response: str) -> Row:
         """Tokens of one pair, cut to the limits of the spec: the answer's end first, then the prompt's beginning."""
@@ -195,6 +192,11 @@ class Extractor:
         return self.backbone.features(pairs, self.token_budget)
 
 
+def identity(folder: str | Path) -> dict[str, Any]:
+    """`fingerprint` of the model in a folder, without loading it. Raises ConfigError."""
+    return fingerprint(_settings(folder))
+
+
 _IDENTITY = (
     "model_type",
     "hidden_size",
@@ -208,6 +210,15 @@ _IDENTITY = (
 def fingerprint(settings: Any) -> dict[str, Any]:
     """What a backbone must have in common with the one that heads were fitted on."""
     return {key: getattr(settings, key, None) for key in _IDENTITY}
+
+
+def _settings(folder: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{folder}: transformers cannot read this backbone: {e}") from e
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

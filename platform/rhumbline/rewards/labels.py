@@ -3,13 +3,12 @@
     answers = gather(recipe)
     answers.labels_NH[answers.train_N]         # on 0-100
 
-A conversation is on one side of the split only: rows are grouped by the first thing that the user said, and training rows of a
-group that also occurs in the test split are left out and counted.
+A conversation is on one side of the split only: rows are grouped by the first thing that the user said, and training
+rows of a group that also occurs in the test split are left out and counted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +46,10 @@ class Answers:
 
 
 def gather(recipe: RewardRecipe) -> Answers:
-    """Read every data set of the recipe. Raises DataError, with the recipe's key, for a file that is missing or unreadable,
-    a label that nothing has, and a rating outside its scale.
+    """Read every data set of the recipe.
+
+    Raises DataError, with the recipe's key, for a file that is missing or unreadable, a label that nothing has, and a
+    rating outside its scale.
     """
     heads = recipe.heads()
     rows: list[tuple[Rated, str, bool]] = []
@@ -88,7 +89,7 @@ def _split(ratings: Ratings, source: str) -> list[tuple[Rated, bool]]:
     try:
         train = load_ratings(ratings.path, ratings.train, ratings.limit)
         if ratings.test is None:
-            return [(one, int(hashlib.sha256(conversation(one.prompt).encode()).hexdigest(), 16) % _HELD_OUT != 0) for one in train]
+            return [(one, int(conversation(one.prompt), 16) % _HELD_OUT != 0) for one in train]
         test = load_ratings(ratings.path, ratings.test, ratings.limit)
     except DataError as e:
         raise DataError(

@@ -1,7 +1,7 @@
 """The recipe of `jobs/reward.py`: which ratings, which backbone, which features. Imports neither torch nor Ray.
 
-    recipe = load("jobs/recipes/rewards/oasst.yaml", ["ratings.oasst1.path=/data/oasst1.jsonl.gz"])
-    recipe.heads()                             # Heads in recipe order
+recipe = load("jobs/recipes/rewards/oasst.yaml", ["ratings.oasst1.path=/data/oasst1.jsonl.gz"])
+recipe.heads()                             # Heads in recipe order
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class RewardRecipe(Section):
     ridge: Ridge = Ridge()
     extraction: Extraction = Extraction()
     bootstrap: int = Field(1000, gt=0)
+    notes: str = ""  # for the card: what the heads are good for, and what they are not
 
     @model_validator(mode="after")
     def _consistent(self) -> RewardRecipe:
@@ -114,7 +115,9 @@ class RewardRecipe(Section):
                 else:
                     s = labels.scale
                     if not (s.raw_low < s.raw_high and s.low < s.high):
-                        raise ConfigError(f"ratings.{source}.heads.{name}.scale: expected raw_low < raw_high and low < high")
+                        raise ConfigError(
+                            f"ratings.{source}.heads.{name}.scale: expected raw_low < raw_high and low < high"
+                        )
                     scale = (s.high - s.low) / (s.raw_high - s.raw_low)
                     numbers = {
                         "raw_low": s.raw_low,

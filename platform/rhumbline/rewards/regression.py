@@ -288,9 +288,18 @@ class RegressionRewards:
         if not moved <= PROBE_TOLERANCE:
             raise ConfigError(
                 "the backbone given is not the one that the heads were fitted on "
-                f"({self.regression.schema.backbone}): known answers score up to {moved:.2g} points off, allowed is "
-                f"{PROBE_TOLERANCE}. Name the fitted one in rewards.sources[].backbone, or fit the heads on this one with jobs/reward.py"
+                f"({self.regression.schema.backbone}): known answers score up to {moved:.2g} points "
+                f"off, allowed is {PROBE_TOLERANCE}. Name the fitted one in rewards.sources[].backbone, or fit the heads on this one with jobs/reward.py"
             )
+
+
+def check_target(folder: str | Path) -> None:
+    """Raises ConfigError where `save` would write among files that are none of its own; older heads are replaced."""
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, expected a folder for the heads (--out)")
+    if path.is_dir() and any(path.iterdir()) and not (path / SCHEMA).exists():
+        raise ConfigError(f"{path} holds other files and no {SCHEMA}: give an empty or a new folder (--out)")
 
 
 def embedded() -> Path:

@@ -1,0 +1,159 @@
+"""The learner through a real Ray Train run, on a policy of two layers; with real kills where marked slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.learner import learn
+from actors.weights import read_probe
+from rhumbline import config
+from rhumbline.data.chat import Encoded
+from rhumbline.errors import ConfigError, TrainingError
+from rhumbline.learning.logprobs import token_logprobs
+from rhumbline.learning.policy import load_policy
+from rhumbline.records import Example, Message
+from tests.fakes import tiny_policy
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def examples(number: int = 24) -> list[Example]:
+    return [
+        Example(
+            id=f"e{i}",
+            messages=(Message(role="user", content=f"Count to {i}."),),
+            response=" ".join(["one"] * (i % 5 + 1)),
+        )
+        for i in range(number)
+    ]
+
+
+def settings(**options: Any) -> config.Learner:
+    """12 steps of 4 samples."""
+    quick = {
+        "num_cpus": 0.5,
+        "threads": 1,
+        "lr": 3e-3,
+        "batch_size": 4,
+        "epochs": 2,
+        "warmup_steps": 1,
+        "dtype": "float32",
+    }
+    return config.Learner.model_validate({**quick, **options})
+
+
+def run(tmp_path: Path, learner: config.Learner, name: str = "run", **options: Any) -> dict[str, Any]:
+    policy = tmp_path / "policy"
+    if not policy.exists():
+        tiny_policy(policy)
+    out = tmp_path / name / "t=1"
+    return learn(
+        examples(), learner, policy_dir=policy, out_dir=out, name=name, storage=tmp_path / "train", seed=3, **options
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_policy(folder, torch.float32, device="cpu").state_dict())
+
+
+def assert_same_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=0.0, atol=tolerance, msg=name)
+
+
+def test_it_trains_publishes_once_and_leaves_no_state_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures: list[dict[str, Any]] = []
+    result = run(tmp_path, settings(checkpoint_every=5), on_step=figures.append)
+    out = tmp_path / "run" / "t=1"
+    assert result["steps"] == 12
+    assert [f["learn/step"] for f in figures] == list(range(1, 13))
+    assert figures[-1]["learn/loss"] < figures[0]["learn/loss"]
+    assert result["final_loss"] == figures[-1]["learn/loss"]
+    assert (out / "model.safetensors").is_file()
+    assert list((tmp_path / "train").iterdir()) == []
+    assert "run learn  12/12 steps  100%" in capsys.readouterr().out
+    # A second call finds it and makes nothing again.
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert run(tmp_path, settings(checkpoint_every=5)) == result
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    # The probe holds what the published weights say, so an engine that loaded others is found out.
+    cases = read_probe(out)
+    assert 1 <= len(cases) <= 4
+    again = token_logprobs(load_policy(out, device="cpu"), [encoded for encoded, _ in cases])
+    for ours, (encoded, stored) in zip(again, cases, strict=True):
+        assert isinstance(encoded, Encoded)
+        assert ours.tolist() == pytest.approx(list(stored), abs=1e-5)
+
+
+def test_a_fault_of_the_recipe_stops_it_at_once_with_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"learner\.deepspeed sets optimizer"):
+        run(tmp_path, settings(engine="deepspeed", deepspeed={"optimizer": {"type": "Adam"}}))
+
+
+def test_without_examples_nothing_is_started(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="nothing was selected"):
+        learn([], settings(), policy_dir=tmp_path, out_dir=tmp_path / "o", name="n", storage=tmp_path / "s", seed=0)
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_learns(tmp_path: Path) -> None:
+    run(tmp_path, settings(), name="one")
+    run(tmp_path, settings(num_workers=2), name="two")
+    assert_same_weights(tmp_path / "one" / "t=1", tmp_path / "two" / "t=1", tolerance=2e-2)  # stored in bf16
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_the_steps_since_its_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
+    long = {"num_workers": 2, "epochs": 20, "checkpoint_every": 5}  # 120 steps
+    run(tmp_path, settings(**long), name="calm")
+    killed: list[int] = []
+    figures: list[dict[str, Any]] = []
+
+    def kill_once(step: dict[str, Any]) -> None:
+        figures.append(step)
+        if step["learn/step"] >= 30 and not killed:
+            victim = max(_train_workers())
+            killed.append(victim)
+            os.kill(victim, signal.SIGKILL)
+
+    result = run(tmp_path, settings(**long), name="killed", on_step=kill_once)
+    assert killed
+    assert result["steps"] == 120
+    assert result["resumed_at"] >= 5
+    assert_same_weights(tmp_path / "calm" / "t=1", tmp_path / "killed" / "t=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_shards_over_two_workers(tmp_path: Path, stage: int) -> None:
+    zero = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": False}}
+    figures: list[dict[str, Any]] = []
+    result = run(tmp_path, settings(num_workers=2, engine="deepspeed", deepspeed=zero), on_step=figures.append)
+    assert result["steps"] == 12
+    assert figures[-1]["learn/loss"] < figures[0]["learn/loss"]
+    run(tmp_path, settings(), name="torch")
+    assert_same_weights(tmp_path / "run" / "t=1", tmp_path / "torch" / "t=1", tolerance=2e-2)
+
+
+def _train_workers() -> list[int]:
+    """Process ids of Ray Train's workers below this process's cluster, by the title that Ray gives them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if title.startswith("ray::") and "RayTrainWorker" in title:
+                found.append(int(entry.name))
+    return found
