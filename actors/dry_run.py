@@ -24,6 +24,12 @@ def resources(plan: Plan, have: Mapping[str, float]) -> None:
         )
 
 
+def check(plan: Plan, have: Mapping[str, float]) -> None:
+    """What a run needs to know before it makes its directory: resources and the length of every prompt."""
+    resources(plan, have)
+    plan.check_prompts(load_tokenizer(resolve(plan.recipe.policy.initial)))
+
+
 def show(plan: Plan, have: Mapping[str, float]) -> None:
     """Print the resolved recipe, the plan and three rendered training samples. Starts nothing, writes nothing."""
     print(config.dump(plan.recipe))

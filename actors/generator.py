@@ -3,10 +3,11 @@
     generator = Generator(config.Generator(backend="vllm"), model="/cache/smollm2")
     generator.setup()
     generator.load("t=1", "runs/smol/checkpoints/t=1")
-    generator.generate(queries, 4, recipe.sampling)      # 4 samples per query share one prefill; seeds are the queries' own
+    generator.generate(queries, 4, recipe.sampling)      # 4 samples per query share one prefill
 
-Two backends behind one interface: vLLM, and transformers for machines without it. Completions echo the policy version that
-made them. Log-probabilities are raw (temperature 1), so that they compare with the learner's.
+Two backends behind one interface: vLLM, and transformers for machines without it. Completions echo the policy version
+that made them. Seeds are the queries' own, so a shard that is made again is the same shard. Log-probabilities are raw
+(temperature 1), so that they compare with the learner's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
-from rhumbline.errors import GenerationError, WeightSyncError
-from rhumbline.learning.policy import load_tokenizer, set_threads
+from rhumbline.errors import ConfigError, GenerationError, WeightSyncError, did_you_mean
+from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads
 from rhumbline.records import Completion, Query
 
 Sample = tuple[str, tuple[int, ...], float, bool]  # text, token ids, log-probability, ended by itself
@@ -95,7 +97,7 @@ class Generator:
         ]
 
     def probe(self, cases: Sequence[tuple[Encoded, Sequence[float]]]) -> float:
-        """Mean over tokens of |log p here - log p of the learner|, nats. Raises WeightSyncError where nothing compares."""
+        """Mean over tokens of |log p here - log p of the learner|, nats. WeightSyncError where nothing compares."""
         here = self.backend.logprobs([encoded for encoded, _ in cases])
         gaps = [
             abs(a - b) for ours, (_, theirs) in zip(here, cases, strict=True) for a, b in zip(ours, theirs, strict=True)
@@ -108,7 +110,7 @@ class Generator:
 class VLLM(Backend):
     """vLLM. On a CPU it runs inside this process: nearly twice the throughput, and no orphans when the process dies."""
 
-    def __init__(self, settings: config.Generator, model: str, tokenizer: Any, trust_remote_code: bool) -> None:
+    def __init__(self, settings: config.Generator, model: str, _tokenizer: Any, trust_remote_code: bool) -> None:
         if settings.num_gpus == 0:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -116,18 +118,25 @@ class VLLM(Backend):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if settings.threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # Ray sets it from num_cpus
-        from vllm import LLM
+            set_threads(settings.threads)  # torch has read the variable already
+        from vllm import LLM, EngineArgs
 
+        known = {field.name for field in fields(EngineArgs)}
+        for key in settings.engine.keys() - known:
+            raise ConfigError(f"generator.engine.{key}: vLLM has no such setting.{did_you_mean(key, known)}")
         engine: dict[str, Any] = {"dtype": "bfloat16", "disable_log_stats": True, **settings.engine}
         if settings.num_gpus == 0:
             # Per-request seeds crash vLLM's CPU engine when a prompt is chunked: the batch must hold the longest one.
             engine.setdefault("enable_chunked_prefill", False)
-            engine.setdefault("max_num_batched_tokens", max(2048, int(engine.get("max_model_len", 2048))))
+            engine.setdefault("max_model_len", min(_context(model, trust_remote_code), 4096))
+            engine.setdefault("max_num_batched_tokens", max(2048, int(engine["max_model_len"])))
+        elif settings.num_gpus > 1:
+            engine.setdefault("tensor_parallel_size", int(settings.num_gpus))
         if settings.sync == "adapter":
             engine.setdefault("enable_lora", True)
             engine.setdefault("max_lora_rank", 64)
         self.sync = settings.sync
-        self.llm = LLM(model=model, trust_remote_code=trust_remote_code, **engine)
+        self.llm: Any = LLM(model=model, trust_remote_code=trust_remote_code, **engine)
         self.context = int(self.llm.model_config.max_model_len)
         self.adapter: Any = None
         self.loads = 0
@@ -191,13 +200,18 @@ class Transformers(Backend):
     """`model.generate`, one query at a time: slow, and its samples depend on nothing but the query's seed."""
 
     def __init__(self, settings: config.Generator, model: str, tokenizer: Any, trust_remote_code: bool) -> None:
-        from rhumbline.learning.policy import load_policy
+        from transformers import GenerationConfig
 
         set_threads(settings.threads)
         self.tokenizer, self.engine = tokenizer, dict(settings.engine)
         self.context = int(self.engine.pop("max_model_len", 0))
-        self.policy = load_policy(model, trust_remote_code=trust_remote_code).eval()
-        self.context = self.context or int(self.policy.config.max_position_embeddings)
+        self.trust_remote_code = trust_remote_code
+        self.policy: Any = load_policy(model, trust_remote_code=trust_remote_code)
+        self.context = self.context or _context(model, trust_remote_code)
+        make: Any = GenerationConfig  # untyped
+        known = set(make().to_dict())
+        for key in self.engine.keys() - known:
+            raise ConfigError(f"generator.engine.{key}: generate has no such setting.{did_you_mean(key, known)}")
 
     def sample(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], n: int, sampling: config.Sampling
@@ -235,10 +249,8 @@ class Transformers(Backend):
             for row, logprob, end in zip(rows, logprobs, ended, strict=True)
         ]
 
-    def load(self, version: str, folder: Path) -> None:
-        from rhumbline.learning.policy import load_policy
-
-        self.policy = load_policy(folder).eval()
+    def load(self, version: str, folder: Path) -> None:  # noqa: ARG002  (nothing is cached by version here)
+        self.policy = load_policy(folder, trust_remote_code=self.trust_remote_code)
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
         from rhumbline.learning.logprobs import token_logprobs
@@ -248,3 +260,11 @@ class Transformers(Backend):
 
 def _encoded(prompt: tuple[int, ...], response: tuple[int, ...]) -> Encoded:
     return Encoded(token_ids=prompt + response, loss_mask=(False,) * len(prompt) + (True,) * len(response))
+
+
+def _context(model: str, trust_remote_code: bool) -> int:
+    """Tokens that the policy was made for."""
+    from transformers import AutoConfig
+
+    settings = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return int(settings.max_position_embeddings)

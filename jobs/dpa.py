@@ -38,14 +38,14 @@ def main(
     with user_errors():
         settings = config.load(recipe, [*(overrides or []), *([f"name={name}"] if name else [])])
         plan = Plan.make(settings, dry_run=dry_run)
-        from actors.dry_run import resources, show
+        from actors.dry_run import check, show
         from cluster.session import session
 
         with session() as have:
             if dry_run:
                 show(plan, have)
                 return
-            resources(plan, have)
+            check(plan, have)
             run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 

@@ -37,11 +37,11 @@ def main(
         named = name or f"frontier-{folder.parent.parent.name}-{folder.name}".replace("=", "")
         settings = config.load(recipe, [*(overrides or []), f"name={named}", "iterations=0"])
         plan = Plan.make(settings)
-        from actors.dry_run import resources
+        from actors.dry_run import check
         from cluster.session import session
 
         with session() as have:
-            resources(plan, have)
+            check(plan, have)
             run(settings, plan, folder, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from rhumbline import codecs
-from rhumbline.codecs import Codec
+from rhumbline import codecs, steering
+from rhumbline.codecs import Codec, conversation
 from rhumbline.config import Recipe
+from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, split_by_hash
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
-from rhumbline.errors import DataError, HubError
+from rhumbline.errors import ConfigError, DataError, HubError
+from rhumbline.learning import embedded
 from rhumbline.queries import ask
 from rhumbline.records import Query
+from rhumbline.rewards.model import RewardModel
 
 RESPONSE = "(the response that is sampled, scored and kept)"
 
@@ -64,6 +69,7 @@ class Plan:
         codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
         for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
             codec.render(tuple(direction_K.tolist()))
+        check_first(recipe, codec, dry_run=dry_run)
         try:
             prompts = load_prompts(recipe.prompts.path, recipe.prompts.split, recipe.prompts.limit)
         except HubError as e:
@@ -73,6 +79,24 @@ class Plan:
             return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), str(e))
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed)
         return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits)), tuple(wanted(recipe)))
+
+    def check_prompts(self, tokenizer: Any) -> None:
+        """Raises DataError for a prompt that is longer than prompts.max_prompt_tokens or the generator's context."""
+        settings, context = self.recipe.prompts, self.recipe.generator.engine.get("max_model_len")
+        longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
+        direction = tuple(self.cone.grid(2)[-1].tolist())
+        for prompt in (*self.splits.train, *self.splits.evaluation):
+            tokens = len(prompt_ids(conversation(self.codec, direction, prompt.messages), tokenizer))
+            if tokens > settings.max_prompt_tokens:
+                raise DataError(
+                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction, more than "
+                    f"{settings.max_prompt_tokens} (prompts.max_prompt_tokens): shorten or drop it, or raise the limit"
+                )
+            if context is not None and tokens + longest > int(context):
+                raise DataError(
+                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction, which with {longest} sampled "
+                    f"ones exceeds the context of {context} (generator.engine.max_model_len)"
+                )
 
     def first_queries(self, n: int) -> list[Query]:
         """The first n queries of t=1, as they will be asked."""
@@ -119,6 +143,23 @@ class Plan:
 
     def _said(self, direction: tuple[float, ...]) -> str:
         return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
+
+
+def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
+    """Rewards and t=0, as far as they can be judged without weights. Raises ConfigError or CodecError.
+
+    dry_run: a reward model that is not on this machine is left to the cluster.
+    """
+    names = tuple(recipe.rewards.objectives)
+    try:
+        model = RewardModel.build(recipe.rewards, tokenise=lambda _: [])
+    except ConfigError:
+        if dry_run and any(s.kind == "regression" and not Path(s.path).exists() for s in recipe.rewards.sources):
+            return
+        raise
+    if recipe.initial.strategy == "adapter":
+        folder = embedded.adapter() if recipe.initial.adapter == "embedded" else Path(str(recipe.initial.adapter))
+        steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
 
 
 def wanted(recipe: Recipe) -> list[Want]:

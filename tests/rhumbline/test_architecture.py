@@ -33,8 +33,8 @@ FLOW = [
         "steering",
         "data",
     },
-    {"queries", "examples", "plan", "recipes", "rewards", "losses", "learning", "probe"},
-    {"evaluation", "users", "serving"},
+    {"queries", "examples", "recipes", "rewards", "losses", "learning", "probe"},
+    {"plan", "evaluation", "users", "serving"},
     {"doctor", "runs", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}

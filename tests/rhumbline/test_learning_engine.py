@@ -14,7 +14,7 @@ from rhumbline import config
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning.engine import DeepSpeedEngine, TorchEngine, World
 from rhumbline.learning.train import fit
-from tests.rhumbline.learning_fakes import examples, quick, tiny_policy
+from tests.rhumbline.learning_fakes import examples, quick, tiny_model, tiny_policy
 
 
 def toy(weight: float = 2.0, **settings: Any) -> TorchEngine:
@@ -141,6 +141,21 @@ def _worker(rank: int, size: int, port: int, policy: str, out: str, settings: di
         dist.destroy_process_group()
 
 
+def _rotary(rank: int, rendezvous: str) -> None:
+    import torch.distributed as dist
+
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    model = tiny_model()
+    expected = model.model.rotary_emb.inv_freq.clone()
+    optimizer = torch.optim.AdamW(model.parameters())
+    DeepSpeedEngine(model, optimizer, {}, max_grad_norm=1.0, dtype=torch.bfloat16, world=World())
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, expected)
+    dist.destroy_process_group()
+
+
 def train(tmp_path: Path, name: str, size: int, settings: dict[str, Any], resume: str = "") -> Path:
     import socket
 
@@ -170,6 +185,12 @@ def test_two_workers_make_the_update_of_one(tmp_path, lora):
     one, two = train(tmp_path, "one", 1, settings), train(tmp_path, "two", 2, settings)
     assert distance(one, two, base) < 0.02
     assert distance(one, base, base) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_leaves_rotary_frequencies_in_fp32(tmp_path):
+    mp.spawn(_rotary, (str(tmp_path / "rendezvous"),), nprocs=1)
 
 
 @pytest.mark.slow

@@ -167,9 +167,13 @@ class DeepSpeedEngine:
         self._gathered = deepspeed.zero.GatheredParameters
         self.bare, names = model, trained(model)
         self._trained = set(names)
+        # It casts buffers too, and rotary frequencies in bf16 put far tokens at wrong positions: they are put back.
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config={**defaults, **settings, **ours}, dist_init_required=False
         )
+        for name, buffer in model.named_buffers():
+            buffer.data = buffers[name].to(buffer.device)
         self.model: nn.Module = self.engine
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -150,29 +150,30 @@ def markdown(card: Mapping[str, Any]) -> str:
             if not f["n"]:
                 lines.append(f"| {name} | 0 |" + " |" * 9)
                 continue
-            cells = [
-                _cell(f[key])
-                for key in (
-                    "spearman",
-                    "spearman_given_length",
-                    "length_only_spearman",
-                    "pearson",
-                    "mae",
-                    "length_only_mae",
-                )
-            ]
-            cells += [_cell(f["score_with_length"]), _cell(f["label_with_length"])]
+            cells = [_cell(f[key]) for key in _COLUMNS]
             lines.append(f"| {name} | {f['n']} | {head['alpha']:.3g} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Points are of 0-100; brackets are 95% intervals over prompts. *At equal length* is the partial rank correlation with",
-        "the answer's tokens held fixed, *length only* a line on log length. Scores are predictions of mean ratings: narrower than",
-        "the ratings themselves, and not cut to 0-100.",
+        "Points are of 0-100; brackets are 95% intervals over prompts. *At equal length* is the partial rank correlation",
+        "with the answer's tokens held fixed, *length only* a line on log length. Scores are predictions of mean ratings:",
+        "narrower than the ratings themselves, and not cut to 0-100.",
         "",
         card["notes"],
         "",
     ]
     return "\n".join(lines)
+
+
+_COLUMNS = (
+    "spearman",
+    "spearman_given_length",
+    "length_only_spearman",
+    "pearson",
+    "mae",
+    "length_only_mae",
+    "score_with_length",
+    "label_with_length",
+)
 
 
 def _cell(figure: Mapping[str, float | None]) -> str:

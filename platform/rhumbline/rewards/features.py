@@ -4,8 +4,9 @@
     features_ND, lengths_N = backbone.features([(prompt, "Because of scattering."), ...])
 
 Only the layers up to the chosen one are loaded and run. An answer's features do not depend on what else is in the
-batch: padding is masked, positions are given, and everything is computed in float32 (bfloat16 moves scores by more than
-the 1e-4 that is allowed). N answers, D features, B rows of a batch, T tokens.
+batch: padding and other answers are masked, positions are given, and everything is computed in float32 (bfloat16 moves
+scores by more than the 1e-4 that is allowed). The n samples of a prompt share its computation, which is about half of it.
+N answers, D features, B rows of a batch, T tokens of a row, S tokens of an answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ Pair = tuple[Prompt, str]  # what is scored: a prompt and an answer to it
 Side = Literal["right", "left"]
 Pooling = Literal["mean", "last", "end"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "end")
+PACKED_TOKENS = 512  # of a prompt and its answers in one row; attention grows with its square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +64,23 @@ class FeatureSpec:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One answer as tokens: prompt, answer, end token."""
+    """One answer as tokens."""
 
-    token_ids: tuple[int, ...]  # (T,)
-    start: int  # of the answer; its last position is T - 1, the end token
+    prefix: tuple[int, ...]  # the prompt, up to where the assistant begins to speak
+    answer: tuple[int, ...]  # the answer and its end token
     length: int  # tokens of the whole answer, before anything was cut
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prompt followed by several answers to it, which do not see each other: the prompt is computed once."""
+
+    prefix: tuple[int, ...]
+    members: tuple[int, ...]  # row indices, in the order of the answers
+    answers: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.answers))
 
 
 class Backbone:
@@ -99,7 +113,10 @@ class Backbone:
         logging.set_verbosity_error()  # it would list the layers that are left out on purpose
         logging.disable_progress_bar()
         try:
-            model = AutoModel.from_pretrained(folder, config=settings, dtype=torch.float32, use_safetensors=True)
+            # Answers that share a prompt need a mask of their own, which flash attention does not take.
+            model = AutoModel.from_pretrained(
+                folder, config=settings, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
+            )
         except (OSError, ValueError) as e:
             raise ConfigError(f"{folder}: transformers cannot load this backbone: {e}") from e
         finally:
@@ -122,7 +139,7 @@ class Backbone:
         before, answer = encoded.token_ids[: encoded.prompt_length], encoded.token_ids[encoded.prompt_length : -1]
         kept = answer[: self.spec.max_response_tokens]
         before = before[-max(1, self.spec.max_tokens - len(kept) - 1) :]
-        return Row(token_ids=(*before, *kept, encoded.token_ids[-1]), start=len(before), length=len(answer))
+        return Row(prefix=before, answer=(*kept, encoded.token_ids[-1]), length=len(answer))
 
     @torch.inference_mode()
     def features(
@@ -130,18 +147,20 @@ class Backbone:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(N, D) features and (N,) lengths of the answers in tokens, in the order of `pairs`.
 
-        Longest first, so a batch holds rows of like length and at most `token_budget` padded tokens (one row at least).
-        D = hidden size times the number of poolings, in the order of the spec. An answer without tokens is read at its
-        end token. Raises ScoringError where a feature is not finite.
+        Answers to one prompt share its computation; batches are longest first and hold at most `token_budget` padded
+        tokens (one answer at least). D = hidden size times the number of poolings, in the order of the spec. An answer
+        without tokens is read at its end token. Raises ScoringError where a feature is not finite.
         """
         rows = [self.row(prompt, response) for prompt, response in pairs]
         hidden = int(self.model.config.hidden_size)
         out_ND = np.empty((len(rows), hidden * len(self.spec.pooling)), dtype=np.float32)
-        for members in _batches([len(row.token_ids) for row in rows], token_budget):
-            batch = [rows[i] for i in members]
-            states_BTD, offsets_B = self._states(batch, side)
-            for i, row, states_TD, offset in zip(members, batch, states_BTD, offsets_B, strict=True):
-                out_ND[i] = self._pool(states_TD[offset : offset + len(row.token_ids)], row).cpu().numpy()
+        for trees in _batches(_trees(rows, min(PACKED_TOKENS, token_budget)), token_budget):
+            states_BTD, offsets_B = self._states(trees, side)
+            for tree, states_TD, start in zip(trees, states_BTD, offsets_B, strict=True):
+                at = start + len(tree.prefix)
+                for i, answer in zip(tree.members, tree.answers, strict=True):
+                    out_ND[i] = self._pool(states_TD[at : at + len(answer)]).cpu().numpy()
+                    at += len(answer)
         broken = np.flatnonzero(~np.isfinite(out_ND).all(axis=1))
         if len(broken):
             raise ScoringError(
@@ -149,27 +168,38 @@ class Backbone:
             )
         return out_ND, np.array([row.length for row in rows], dtype=np.int64)
 
-    def _states(self, batch: Sequence[Row], side: Side) -> tuple[torch.Tensor, list[int]]:
-        """Hidden states (B, T, D) and where each row begins."""
-        width = max(len(row.token_ids) for row in batch)
-        offsets = [0 if side == "right" else width - len(row.token_ids) for row in batch]
-        ids_BT = torch.full((len(batch), width), cast(int, self.tokenizer.eos_token_id), dtype=torch.long)
-        mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
-        for ids_T, mask_T, row, offset in zip(ids_BT, mask_BT, batch, offsets, strict=True):
-            ids_T[offset : offset + len(row.token_ids)] = torch.tensor(row.token_ids)
-            mask_T[offset : offset + len(row.token_ids)] = 1
+    def _states(self, trees: Sequence[Tree], side: Side) -> tuple[torch.Tensor, list[int]]:
+        """Hidden states (B, T, D) and where each tree begins."""
+        width = max(map(len, trees))
+        offsets = [0 if side == "right" else width - len(tree) for tree in trees]
+        ids_BT = torch.full((len(trees), width), cast(int, self.tokenizer.eos_token_id), dtype=torch.long)
+        positions_BT = torch.zeros_like(ids_BT)
+        branch_BT = torch.full_like(ids_BT, -1)  # 0: prompt, 1 and up: answers, -1: padding
+        for b, (tree, at) in enumerate(zip(trees, offsets, strict=True)):
+            for branch, tokens in enumerate((tree.prefix, *tree.answers)):
+                here = slice(at, at + len(tokens))
+                first = 0 if branch == 0 else len(tree.prefix)
+                ids_BT[b, here] = torch.tensor(tokens)
+                positions_BT[b, here] = torch.arange(first, first + len(tokens))
+                branch_BT[b, here] = branch
+                at += len(tokens)
+        # A token sees the prompt and its own answer, up to itself. Padding sees padding, so that no row is empty.
+        seen_BTT = (branch_BT[:, None, :] == 0) | (branch_BT[:, None, :] == branch_BT[:, :, None])
+        seen_BTT &= torch.ones(width, width, dtype=torch.bool).tril()
+        mask_B1TT = torch.zeros(seen_BTT.shape).masked_fill_(~seen_BTT, torch.finfo(torch.float32).min)[:, None]
         device = self.model.device
         output = self.model(
             input_ids=ids_BT.to(device),
-            attention_mask=mask_BT.to(device),
-            position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0).to(device),
+            attention_mask=mask_B1TT.to(device),
+            position_ids=positions_BT.to(device),
             use_cache=False,
         )
         return output.last_hidden_state, offsets
 
-    def _pool(self, states_TD: torch.Tensor, row: Row) -> torch.Tensor:
-        end_D = states_TD[-1]
-        answer_SD = states_TD[row.start : -1] if row.start < len(states_TD) - 1 else end_D[None]
+    def _pool(self, states_SD: torch.Tensor) -> torch.Tensor:
+        """(D,) of one answer from the states of its tokens and of the end token after them."""
+        end_D = states_SD[-1]
+        answer_SD = states_SD[:-1] if len(states_SD) > 1 else states_SD
         pooled = {"mean": lambda: answer_SD.mean(dim=0), "last": lambda: answer_SD[-1], "end": lambda: end_D}
         return torch.cat([pooled[name]() for name in self.spec.pooling]).float()
 
@@ -221,10 +251,29 @@ def _settings(folder: str | Path) -> Any:
         raise ConfigError(f"{folder}: transformers cannot read this backbone: {e}") from e
 
 
-def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `token_budget` padded tokens, longest first; every index once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    while order:
-        size = max(1, token_budget // lengths[order[0]])
-        yield order[:size]
-        del order[:size]
+def _trees(rows: Sequence[Row], limit: int) -> list[Tree]:
+    """Rows with the same prompt together, at most `limit` tokens each (one answer at least), longest tree first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.prefix, []).append(i)
+    trees = []
+    for prefix, members in groups.items():
+        part: list[int] = []
+        size = len(prefix)
+        for i in members:
+            if part and size + len(rows[i].answer) > limit:
+                trees.append(Tree(prefix, tuple(part), tuple(rows[j].answer for j in part)))
+                part, size = [], len(prefix)
+            part.append(i)
+            size += len(rows[i].answer)
+        trees.append(Tree(prefix, tuple(part), tuple(rows[j].answer for j in part)))
+    return sorted(trees, key=len, reverse=True)
+
+
+def _batches(trees: Sequence[Tree], token_budget: int) -> Iterator[Sequence[Tree]]:
+    """Trees, which come longest first, in batches of at most `token_budget` padded tokens; every tree once."""
+    begin = 0
+    while begin < len(trees):
+        size = max(1, token_budget // len(trees[begin]))
+        yield trees[begin : begin + size]
+        begin += size

@@ -289,7 +289,8 @@ class RegressionRewards:
             raise ConfigError(
                 "the backbone given is not the one that the heads were fitted on "
                 f"({self.regression.schema.backbone}): known answers score up to {moved:.2g} points "
-                f"off, allowed is {PROBE_TOLERANCE}. Name the fitted one in rewards.sources[].backbone, or fit the heads on this one with jobs/reward.py"
+                f"off, allowed is {PROBE_TOLERANCE}. Name the fitted one in rewards.sources[].backbone, or fit the heads "
+                "on this one with jobs/reward.py"
             )
 
 

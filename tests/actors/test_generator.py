@@ -1,0 +1,252 @@
+"""Both backends behind one interface: transformers on a policy of two layers, vLLM on the real one where marked slow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.generator import Generator
+from actors.weights import read_probe, write_probe
+from rhumbline import config
+from rhumbline.data.chat import Encoded, encode
+from rhumbline.errors import ConfigError, GenerationError, WeightSyncError
+from rhumbline.learning.logprobs import response_logprobs, token_logprobs
+from rhumbline.learning.policy import load_policy, load_tokenizer, merge_adapter, resolve
+from tests.fakes import FakeGenerator, query, tiny_policy
+
+SAMPLING = config.Sampling(max_tokens=12)
+QUERIES = [
+    query("Why is the sky blue?", id="p1", seed=1),
+    query("Name three rivers.", id="p2", seed=2),
+    query("Hi", id="p3", seed=3),
+]
+
+
+def transformers(folder: Path, **engine: Any) -> Generator:
+    generator = Generator(config.Generator(backend="transformers", threads=1, engine=engine), model=str(folder))
+    generator.setup()
+    return generator
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+@pytest.fixture(scope="module")
+def generator(tiny: Path) -> Generator:
+    return transformers(tiny)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_query_alone_and_in_a_batch_gives_the_same_samples(generator: Generator) -> None:
+    together = generator.generate(QUERIES, 3, SAMPLING)
+    alone = [c for q in reversed(QUERIES) for c in generator.generate([q], 3, SAMPLING)]
+    assert [c.id for c in together] == [f"p{i}/d0/s{j}" for i in (1, 2, 3) for j in (0, 1, 2)]
+    assert {c.id: c.token_ids for c in together} == {c.id: c.token_ids for c in alone}
+    assert len({c.token_ids for c in together}) > 3  # samples of a query differ
+    assert generator.generate([query(seed=1)], 2, SAMPLING) != generator.generate([query(seed=2)], 2, SAMPLING)
+
+
+def test_a_completion_says_what_was_sampled(generator: Generator, tiny: Path) -> None:
+    tokenizer, policy = load_tokenizer(tiny), load_policy(tiny, device="cpu")
+    for completion in generator.generate(QUERIES, 2, SAMPLING):
+        ended = completion.token_ids[-1] == tokenizer.eos_token_id
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert len(completion.token_ids) <= 12
+        assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        assert completion.policy_version == "initial"
+        prompt = tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in completion.query.messages],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        mask = (False,) * len(prompt) + (True,) * len(completion.token_ids)
+        (expected,) = response_logprobs(policy, [Encoded(token_ids=(*prompt, *completion.token_ids), loss_mask=mask)])
+        assert completion.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_without_temperature_all_samples_are_the_likeliest(generator: Generator) -> None:
+    greedy = config.Sampling(max_tokens=6, temperature=0.0)
+    first, second = generator.generate(QUERIES[:1], 2, greedy)
+    assert first.token_ids == second.token_ids
+    assert generator.generate([query(seed=99)], 1, greedy)[0].token_ids == first.token_ids
+
+
+def test_a_prompt_beyond_the_context_is_an_error_that_names_it(generator: Generator) -> None:
+    long = query("why " * 300, id="endless")
+    with pytest.raises(GenerationError, match=r"prompt endless has 12\d\d tokens.*context of 512.*max_model_len"):
+        generator.generate([*QUERIES, long], 1, SAMPLING)
+
+
+def test_an_unknown_engine_setting_is_named(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"generator\.engine\.num_beam: .*Did you mean 'num_beams'\?"):
+        transformers(tiny, num_beam=2)
+
+
+def test_other_weights_answer_differently_and_completions_say_whose_they_are(tiny: Path, tmp_path: Path) -> None:
+    generator = transformers(tiny)
+    before = generator.generate(QUERIES, 1, SAMPLING)
+    assert generator.load("t=1", str(tiny_policy(tmp_path / "t=1", seed=1))) == "t=1"
+    after = generator.generate(QUERIES, 1, SAMPLING)
+    assert {c.policy_version for c in after} == {"t=1"}
+    assert [c.token_ids for c in after] != [c.token_ids for c in before]
+
+
+def test_the_probe_is_zero_for_the_same_weights_and_large_for_others(tiny: Path, tmp_path: Path) -> None:
+    other = tiny_policy(tmp_path / "other", seed=1)
+    tokenizer, policy = load_tokenizer(tiny), load_policy(other, device="cpu")
+    encoded = [encode(q.messages, "Because it is.", tokenizer) for q in QUERIES]
+    rows = token_logprobs(policy, encoded)
+    write_probe(other, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
+    cases = read_probe(other)
+    assert [e.token_ids for e, _ in cases] == [e.token_ids for e in encoded]
+    generator = transformers(tiny)
+    assert generator.probe(cases) > 0.2
+    generator.load("t=1", str(other))
+    assert generator.probe(cases) < 1e-4
+
+
+def test_a_probe_without_tokens_proves_nothing(generator: Generator, tmp_path: Path) -> None:
+    with pytest.raises(WeightSyncError, match="no tokens"):
+        generator.probe([])
+    with pytest.raises(WeightSyncError, match="probe.json"):
+        read_probe(tmp_path)
+
+
+# --- the fake ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_fake_obeys_the_same_interface_and_shortens_where_it_is_asked_to() -> None:
+    fake = FakeGenerator(config.Generator(), model="none")
+    fake.setup()
+    wide, narrow = query(verbosity=0, seed=5), query(verbosity=-70, seed=5)
+    sampling = config.Sampling(max_tokens=64)
+    before = [len(c.token_ids) for c in fake.generate([wide, narrow], 4, sampling)]
+    assert fake.generate([wide], 4, sampling) == fake.generate([wide, narrow], 4, sampling)[:4]
+    fake.load("t=1", "anywhere")
+    after = [len(c.token_ids) for c in fake.generate([wide, narrow], 4, sampling)]
+    assert min(before) > 20
+    assert min(after[:4]) > 20
+    assert max(after[4:]) < 20
+
+
+# --- vLLM -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[Generator]:
+    """The real model in this process; the tests below load versions one after the other."""
+    os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up
+    import warnings
+
+    settings = config.Generator(engine={"max_model_len": 512, "max_num_seqs": 32})
+    generator = Generator(settings, model=str(resolve("embedded")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generator.setup()
+        yield generator
+
+
+def shifted(folder: Path, scale: float) -> Path:
+    """The embedded policy with other weights in its last layers, and the probe that goes with it."""
+    from rhumbline.learning.policy import save_policy
+
+    base = resolve("embedded")
+    model: Any = load_policy(base, torch.float32, device="cpu")
+    with torch.no_grad():
+        for layer in model.model.layers[-4:]:
+            layer.mlp.down_proj.weight.mul_(scale)
+    tokenizer = load_tokenizer(base)
+    save_policy(model, tokenizer, folder)
+    return probed(folder)
+
+
+def probed(folder: Path) -> Path:
+    tokenizer = load_tokenizer(folder)
+    encoded = [encode(q.messages, "Because air scatters blue light more than red light.", tokenizer) for q in QUERIES]
+    rows = token_logprobs(load_policy(folder, device="cpu"), encoded)
+    write_probe(folder, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_vllm_seeds_alone_decide(vllm: Generator) -> None:
+    together = vllm.generate(QUERIES, 4, SAMPLING)
+    alone = [c for q in reversed(QUERIES) for c in vllm.generate([q], 4, SAMPLING)]
+    assert {c.id: (c.token_ids, c.logprob) for c in together} == {c.id: (c.token_ids, c.logprob) for c in alone}
+    assert len({c.token_ids for c in together if c.query.id == "p1/d0"}) > 1
+    tokenizer = load_tokenizer(vllm.model)
+    for c in together:
+        assert (c.token_ids[-1] == tokenizer.eos_token_id) == (c.finish_reason == "stop")
+        assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_vllm_log_probabilities_are_the_policys_at_temperature_1(vllm: Generator) -> None:
+    policy, tokenizer = load_policy(vllm.model, torch.float32, device="cpu"), load_tokenizer(vllm.model)
+    for completion in vllm.generate(QUERIES, 1, config.Sampling(max_tokens=24, temperature=0.7)):
+        prompt = encode(completion.query.messages, "", tokenizer, complete=False).token_ids
+        mask = (False,) * len(prompt) + (True,) * len(completion.token_ids)
+        (expected,) = response_logprobs(policy, [Encoded(token_ids=(*prompt, *completion.token_ids), loss_mask=mask)])
+        assert completion.logprob == pytest.approx(expected, abs=0.05 * len(completion.token_ids))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_vllm_loads_versions_drops_its_prefix_cache_and_proves_it(vllm: Generator, tmp_path: Path) -> None:
+    # 128 tokens are a block of the prefix cache on a CPU: a long shared prompt is what would go stale.
+    long = [query("Think about rivers, seas and winds. " * 30 + "Why is the sky blue?", seed=5)]
+    one, two = shifted(tmp_path / "one", 1.3), shifted(tmp_path / "two", 0.7)
+    vllm.load("t=1", str(one))
+    assert vllm.probe(read_probe(one)) < 0.05
+    assert vllm.probe(read_probe(two)) > 0.1  # the probe tells the versions apart
+    first = vllm.generate(long, 2, SAMPLING)
+    assert vllm.generate(long, 2, SAMPLING) == first  # now its prefix is in the cache
+    vllm.load("t=2", str(two))
+    assert vllm.probe(read_probe(two)) < 0.05
+    second = vllm.generate(long, 2, SAMPLING)
+    vllm.load("t=3", str(shifted(tmp_path / "three", 1.3)))  # the weights of t=1 again
+    third = vllm.generate(long, 2, SAMPLING)
+    assert [c.token_ids for c in second] != [c.token_ids for c in first]
+    assert [(c.token_ids, c.logprob) for c in third] == [(c.token_ids, c.logprob) for c in first]
+    assert {c.policy_version for c in third} == {"t=3"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_vllm_switches_adapters_by_version(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from rhumbline.learning.policy import save_adapter
+
+    base = resolve("embedded")
+    for index in (1, 2):
+        torch.manual_seed(index)
+        model: Any = get_peft_model(
+            load_policy(base, device="cpu"), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02)
+        folder = tmp_path / f"t={index}"
+        save_adapter(model, folder / "adapter")
+        merge_adapter(base, folder / "adapter", folder)
+        probed(folder)
+    settings = config.Generator(sync="adapter", engine={"max_model_len": 512, "max_num_seqs": 32, "max_lora_rank": 8})
+    generator = Generator(settings, model=str(base))
+    generator.setup()
+    for version in ("t=1", "t=2"):
+        generator.load(version, str(tmp_path / version))
+        assert generator.probe(read_probe(tmp_path / version)) < 0.05
+    assert generator.probe(read_probe(tmp_path / "t=1")) > 0.1
