@@ -286,6 +286,8 @@ def _report(steps: Path | None, checkpoint_every: int) -> Callable[[dict[str, An
 
 def _probe(folder: Path, examples: Sequence[Example], trust_remote_code: bool = False) -> None:
     """Log-probabilities of a few samples under the weights as they were saved: what an engine must answer with."""
+    import torch
+
     from actors.weights import write_probe
     from rhumbline.data.chat import Encoded, encode
     from rhumbline.learning.logprobs import token_logprobs
@@ -301,5 +303,7 @@ def _probe(folder: Path, examples: Sequence[Example], trust_remote_code: bool = 
     cut = [
         Encoded(token_ids=e.token_ids[:end], loss_mask=e.loss_mask[:end]) for e, end in zip(chosen, ends, strict=True)
     ]
-    rows = token_logprobs(load_policy(folder, trust_remote_code=trust_remote_code), cut)
+    # In fp32 where that is cheap: the comparison then carries the rounding of one engine, not of two.
+    dtype = None if torch.cuda.is_available() else torch.float32
+    rows = token_logprobs(load_policy(folder, dtype, trust_remote_code), cut)
     write_probe(folder, [(e, row.tolist()) for e, row in zip(cut, rows, strict=True)])

@@ -2,9 +2,9 @@
 
     seconds = sync(generators, "t=1", "runs/smol/checkpoints/t=1", tolerance=0.05, deadline_s=600)
 
-Rollouts from stale weights are this field's commonest silent failure. So every checkpoint carries `probe.json`: fixed token
-sequences with the learner's own log-probabilities of them. After a load each engine computes its own; where they differ by
-more than the recipe allows, the run stops with both figures.
+Rollouts from stale weights are this field's commonest silent failure. So every checkpoint carries `probe.json`: fixed
+token sequences with the learner's own log-probabilities of them. After a load each engine computes its own; where they
+differ by more than the recipe allows, the run stops with both figures.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.generator import Case
 from actors.pool import Pool
 from rhumbline.data.chat import Encoded
 from rhumbline.durable import replace
 from rhumbline.errors import WeightSyncError
 
 FILE = "probe.json"
-Case = tuple[Encoded, Sequence[float]]  # tokens, the learner's log-probability of each learned one
 
 
 def write_probe(folder: str | Path, cases: Sequence[Case]) -> None:
@@ -53,15 +53,10 @@ def read_probe(folder: str | Path) -> list[Case]:
 
 
 def sync(generators: Pool, version: str, folder: str | Path, *, tolerance: float, deadline_s: float) -> float:
-    """Load `folder` into every replica and probe it; seconds it took. Raises WeightSyncError with both figures."""
+    """Load `folder` into every replica and have each prove it; seconds it took. Raises WeightSyncError.
+
+    A replica that is replaced later loads and proves the same before it gets any work.
+    """
     began = time.monotonic()
-    cases = read_probe(folder)
-    generators.broadcast("load", version, str(folder), deadline_s=deadline_s)
-    for replica, gap in enumerate(generators.broadcast("probe", cases, deadline_s=deadline_s)):
-        if not gap <= tolerance:
-            raise WeightSyncError(
-                f"generator {replica} answers with other weights than the learner's after loading {version} from {folder}: "
-                f"mean |log p - log p| is {gap:.4f} nats per token over the probe, at most {tolerance:g} is allowed "
-                "(generator.probe_tolerance)"
-            )
+    generators.broadcast("switch", version, str(folder), read_probe(folder), tolerance, deadline_s=deadline_s)
     return time.monotonic() - began

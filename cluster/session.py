@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -81,12 +82,20 @@ def start(
     else:
         options["address"] = wanted or "auto"
     try:
+        _answers(str(options["address"]))
         ray.init(**options)
     except (ConnectionError, OSError) as e:
         raise ConnectionError(
             f"no Ray cluster answers at {options['address']}: {e}. Start one (`ray start --head`), correct "
             "RAY_ADDRESS, or unset it for a cluster of this job's own"
         ) from e
+
+
+def _answers(address: str) -> None:
+    """OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def resources() -> dict[str, float]:

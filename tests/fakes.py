@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actors.generator import Backend, Generator, Sample
 from actors.scorer import Scorer
+from actors.weights import FILE, read_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded
 from rhumbline.records import Message, Prompt, Query
@@ -60,6 +61,7 @@ class FakeBackend(Backend):
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.trained = False
+        self.known: dict[tuple[int, ...], list[float]] = {}  # the probe of the version that is loaded
 
     def sample(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], n: int, sampling: config.Sampling
@@ -82,9 +84,11 @@ class FakeBackend(Backend):
 
     def load(self, version: str, folder: Path) -> None:
         self.trained = True
+        if (folder / FILE).is_file():
+            self.known = {encoded.token_ids: list(logprobs) for encoded, logprobs in read_probe(folder)}
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
-        return [[LOGPROB] * one.num_learned for one in encoded]
+        return [self.known.get(one.token_ids, [LOGPROB] * one.num_learned) for one in encoded]
 
 
 class FakeGenerator(Generator):

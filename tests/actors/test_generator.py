@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.generator import Generator
+from actors.generator import Case, Generator
 from actors.weights import read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
@@ -102,22 +102,43 @@ def test_other_weights_answer_differently_and_completions_say_whose_they_are(tin
 
 def test_the_probe_is_zero_for_the_same_weights_and_large_for_others(tiny: Path, tmp_path: Path) -> None:
     other = tiny_policy(tmp_path / "other", seed=1)
-    tokenizer, policy = load_tokenizer(tiny), load_policy(other, device="cpu")
-    encoded = [encode(q.messages, "Because it is.", tokenizer) for q in QUERIES]
-    rows = token_logprobs(policy, encoded)
-    write_probe(other, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
-    cases = read_probe(other)
-    assert [e.token_ids for e, _ in cases] == [e.token_ids for e in encoded]
+    write_probe(other, cases(other))
+    stored = read_probe(other)
+    assert stored == cases(other)
     generator = transformers(tiny)
-    assert generator.probe(cases) > 0.2
+    assert generator.probe(stored) > 0.2
     generator.load("t=1", str(other))
-    assert generator.probe(cases) < 1e-4
+    assert generator.probe(stored) < 1e-4
+
+
+def test_a_switch_is_proven(tiny: Path, tmp_path: Path) -> None:
+    other, copy = tiny_policy(tmp_path / "other", seed=1), tiny_policy(tmp_path / "copy")
+    right, wrong = cases(other), cases(tiny)
+    generator = transformers(tiny)
+    with pytest.raises(WeightSyncError, match=r"log p is -\d.* here and -\d.* at the learner.*probe_tolerance"):
+        generator.switch("t=1", str(other), wrong, 0.05)
+    generator = transformers(tiny)
+    assert generator.switch("t=1", str(other), right, 0.05) < 1e-4
+    assert generator.version == "t=1"
+    # The same weights under another name: indistinguishable from a load that did nothing. The learner's figures differ
+    # a little, as they do between devices.
+    generator = transformers(tiny)
+    near = [(encoded, [p + 0.001 for p in logprobs]) for encoded, logprobs in wrong]
+    with pytest.raises(WeightSyncError, match="exactly as before"):
+        generator.switch("t=1", str(copy), near, 0.05)
+
+
+def cases(folder: Path) -> list[Case]:
+    tokenizer = load_tokenizer(folder)
+    encoded = [encode(q.messages, "Because it is.", tokenizer) for q in QUERIES]
+    rows = token_logprobs(load_policy(folder, device="cpu"), encoded)
+    return [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)]
 
 
 def test_a_probe_without_tokens_proves_nothing(generator: Generator, tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match="no tokens"):
         generator.probe([])
-    with pytest.raises(WeightSyncError, match="probe.json"):
+    with pytest.raises(WeightSyncError, match=r"probe\.json"):
         read_probe(tmp_path)
 
 
@@ -172,7 +193,7 @@ def shifted(folder: Path, scale: float) -> Path:
 def probed(folder: Path) -> Path:
     tokenizer = load_tokenizer(folder)
     encoded = [encode(q.messages, "Because air scatters blue light more than red light.", tokenizer) for q in QUERIES]
-    rows = token_logprobs(load_policy(folder, device="cpu"), encoded)
+    rows = token_logprobs(load_policy(folder, torch.float32, device="cpu"), encoded)
     write_probe(folder, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
     return folder
 
@@ -206,7 +227,7 @@ def test_vllm_log_probabilities_are_the_policys_at_temperature_1(vllm: Generator
 def test_vllm_loads_versions_drops_its_prefix_cache_and_proves_it(vllm: Generator, tmp_path: Path) -> None:
     # 128 tokens are a block of the prefix cache on a CPU: a long shared prompt is what would go stale.
     long = [query("Think about rivers, seas and winds. " * 30 + "Why is the sky blue?", seed=5)]
-    one, two = shifted(tmp_path / "one", 1.3), shifted(tmp_path / "two", 0.7)
+    one, two = shifted(tmp_path / "one", 1.15), shifted(tmp_path / "two", 0.85)
     vllm.load("t=1", str(one))
     assert vllm.probe(read_probe(one)) < 0.05
     assert vllm.probe(read_probe(two)) > 0.1  # the probe tells the versions apart
@@ -215,7 +236,7 @@ def test_vllm_loads_versions_drops_its_prefix_cache_and_proves_it(vllm: Generato
     vllm.load("t=2", str(two))
     assert vllm.probe(read_probe(two)) < 0.05
     second = vllm.generate(long, 2, SAMPLING)
-    vllm.load("t=3", str(shifted(tmp_path / "three", 1.3)))  # the weights of t=1 again
+    vllm.load("t=3", str(shifted(tmp_path / "three", 1.15)))  # the weights of t=1 again
     third = vllm.generate(long, 2, SAMPLING)
     assert [c.token_ids for c in second] != [c.token_ids for c in first]
     assert [(c.token_ids, c.logprob) for c in third] == [(c.token_ids, c.logprob) for c in first]

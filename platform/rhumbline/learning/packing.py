@@ -121,16 +121,17 @@ def segmented_attention(
     pieces = []
     lengths = list(segment_lengths)
     split = [torch.split(tensor.float(), lengths, dim=2) for tensor in (query, key, value)]
-    for q, k, v in zip(*split, strict=True):
-        length = q.shape[2]
-        band = None
-        if sliding_window is not None and length > sliding_window:
-            band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
-        pieces.append(
-            scaled_dot_product_attention(
-                q, k, v, attn_mask=band, is_causal=band is None, dropout_p=dropout, scale=scaling, enable_gqa=True
+    with torch.autocast(query.device.type, enabled=False):  # it would round what was just made fp32
+        for q, k, v in zip(*split, strict=True):
+            length = q.shape[2]
+            band = None
+            if sliding_window is not None and length > sliding_window:
+                band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+            pieces.append(
+                scaled_dot_product_attention(
+                    q, k, v, attn_mask=band, is_causal=band is None, dropout_p=dropout, scale=scaling, enable_gqa=True
+                )
             )
-        )
     return torch.cat(pieces, dim=2).transpose(1, 2).to(query.dtype).contiguous(), None
 
 

@@ -45,7 +45,7 @@ class Scaling:
         mean_D, log_length = x_ND.mean(axis=0), float(log_N.mean())
         centred_N = log_N - log_length
         slope_D = np.zeros_like(mean_D)
-        if centred_N.any():
+        if np.ptp(log_N) > 0:  # the mean of equal numbers rounds, so centred_N need not be zero
             slope_D = length_removed * (centred_N @ (x_ND - mean_D)) / (centred_N @ centred_N)
         std_D = (x_ND - mean_D - centred_N[:, None] * slope_D).std(axis=0)
         # A feature that never varied says nothing; dividing by its rounding noise would make it shout.
@@ -94,7 +94,8 @@ def fit_head(
         raise DataError(f"all {len(y_M)} labels are {y_M[0]:g}: there is nothing to fit")
     held_out_MA = np.empty((len(y_M), len(alphas)))
     for train, test in GroupKFold(n_splits=folds).split(z_MD, groups=groups_M):
-        held_out_MA[test] = _ridges(z_MD[train], y_M[train], alphas).predict(z_MD[test])
+        # sklearn drops the axis of a single penalty.
+        held_out_MA[test] = _ridges(z_MD[train], y_M[train], alphas).predict(z_MD[test]).reshape(len(test), -1)
     mse_A = ((held_out_MA - y_M[:, None]) ** 2).mean(axis=0)
     best = int(mse_A.argmin())
     model = Ridge(alpha=alphas[best], solver="svd").fit(z_MD, y_M)

@@ -1,0 +1,133 @@
+"""Features of a real (tiny) Llama: equal to the plain model's hidden states, and independent of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from rhumbline.errors import ConfigError, ScoringError
+from rhumbline.rewards.features import Backbone, FeatureSpec, _batches, _trees, identity
+from tests.rhumbline.rewards_fakes import HIDDEN, PAIRS, ask, tiny_backbone
+
+SPEC = FeatureSpec(layer=1, pooling=("mean", "last", "end"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    return Backbone.load(folder, SPEC)
+
+
+def plain(folder: Path, backbone: Backbone, layer: int) -> np.ndarray:
+    """mean, last and end of every pair by the whole model, one pair at a time, without padding or shared prompts."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = []
+    for prompt, response in PAIRS:
+        row = backbone.row(prompt, response)
+        with torch.no_grad():
+            states = model(torch.tensor([[*row.prefix, *row.answer]]), output_hidden_states=True).hidden_states[layer][
+                0
+            ]
+        answer = states[len(row.prefix) : -1] if len(row.answer) > 1 else states[-1:]
+        out.append(torch.cat([answer.mean(dim=0), answer[-1], states[-1]]).numpy())
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_equal_to_the_hidden_states_of_the_whole_model(folder: Path, layer: int) -> None:
+    spec = FeatureSpec(layer=layer, pooling=SPEC.pooling)
+    cut = Backbone.load(folder, spec)
+    assert len(cut.model.layers) == layer
+    features_ND, lengths_N = cut.features(PAIRS)
+    assert features_ND.shape == (len(PAIRS), 3 * HIDDEN)
+    np.testing.assert_allclose(features_ND, plain(folder, cut, layer), atol=1e-4)
+    assert lengths_N.tolist() == [len(text.encode()) for _, text in PAIRS]  # one token per byte
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(len(PAIRS))), st.sampled_from([1, 60, 200, 100_000]), st.sampled_from(["right", "left"]))
+def test_invariant_to_batch_size_order_and_padding_side(
+    backbone: Backbone, order: list[int], budget: int, side: str
+) -> None:
+    reference, _ = backbone.features(PAIRS, token_budget=1)
+    shuffled, _ = backbone.features([PAIRS[i] for i in order], budget, side)
+    np.testing.assert_allclose(shuffled, reference[order], atol=2e-4)
+
+
+def test_answers_to_one_prompt_do_not_see_each_other(backbone: Backbone) -> None:
+    alone, _ = backbone.features([PAIRS[0]])
+    beside, _ = backbone.features([(PAIRS[0][0], "Something quite different, and first."), PAIRS[0]])
+    np.testing.assert_allclose(beside[1], alone[0], atol=1e-4)
+    assert not np.allclose(beside[0], beside[1], atol=1e-2)
+
+
+def test_answers_to_one_prompt_share_its_tokens(backbone: Backbone) -> None:
+    rows = [backbone.row(ask("Why?"), text) for text in ("a", "bb", "ccc")]
+    (tree,) = _trees(rows, limit=10_000)
+    assert len(tree) == len(rows[0].prefix) + 2 + 3 + 4
+    assert tree.members == (0, 1, 2)
+    # 5 tokens of answers beside the prompt fit, a third answer does not.
+    assert [t.members for t in _trees(rows, limit=len(rows[0].prefix) + 5)] == [(0, 1), (2,)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), max_size=20), st.integers(1, 200))
+def test_every_row_is_in_one_tree_and_batches_keep_the_budget(drawn: list[tuple[int, int]], budget: int) -> None:
+    from rhumbline.rewards.features import Row
+
+    rows = [Row(prefix=(p,) * 3, answer=(0,) * size, length=size) for p, size in drawn]
+    batches = list(_batches(_trees(rows, min(50, budget)), budget))
+    assert sorted(i for trees in batches for tree in trees for i in tree.members) == list(range(len(rows)))
+    for trees in batches:
+        padded = len(trees) * max(map(len, trees))
+        assert padded <= budget or (len(trees) == 1 and len(trees[0].members) == 1)
+
+
+def test_too_long_pairs_lose_the_prompts_beginning_and_the_answers_end(folder: Path) -> None:
+    short = Backbone.load(folder, FeatureSpec(layer=1, max_tokens=40, max_response_tokens=10))
+    row = short.row(ask("x" * 100 + "END"), "0123456789abcdef")
+    whole = short.tokenizer.decode([*row.prefix, *row.answer])
+    assert len(row.prefix) + len(row.answer) == 40
+    assert "END" in whole
+    assert "0123456789<|im_end|>" in whole
+    assert row.length == 16
+
+
+def test_a_backbone_that_gives_no_numbers_is_refused(folder: Path) -> None:
+    broken = Backbone.load(folder, SPEC)
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(ScoringError, match="not finite for 5 of 5 answers"):
+        broken.features(PAIRS)
+
+
+def test_identity_is_read_without_loading(folder: Path) -> None:
+    assert identity(folder) == {
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 258,
+    }
+    assert Backbone.load(folder, SPEC).fingerprint == identity(folder)
+
+
+def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"features\.layer is 3, the backbone in .* has 2 layers"):
+        Backbone.load(folder, FeatureSpec(layer=3))
+    with pytest.raises(ConfigError, match="cannot read this backbone"):
+        Backbone.load(tmp_path, FeatureSpec(layer=1))
+    with pytest.raises(ConfigError, match="max_response_tokens"):
+        FeatureSpec(layer=1, max_tokens=10, max_response_tokens=10)
+    with pytest.raises(ConfigError, match="pooling from mean, last, end"):
+        FeatureSpec(layer=1, pooling=())
