@@ -63,7 +63,7 @@ class Crew:
             replicas=settings.replicas,
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus,
-            env=settings.env,
+            env={**_threads(settings.threads), **settings.env},
             deadline_s=settings.deadline_s,
             max_attempts=settings.max_attempts,
             on_event=self._event,
@@ -75,6 +75,7 @@ class Crew:
             replicas=scoring.replicas,
             num_cpus=scoring.num_cpus,
             num_gpus=scoring.num_gpus,
+            env=_threads(threads),
             deadline_s=scoring.deadline_s,
             max_attempts=scoring.max_attempts,
             on_event=self._event,
@@ -85,6 +86,7 @@ class Crew:
             role="reference",
             num_cpus=scoring.num_cpus,
             num_gpus=scoring.num_gpus,
+            env=_threads(threads),
             deadline_s=scoring.deadline_s,
             max_attempts=scoring.max_attempts,
             on_event=self._event,
@@ -327,3 +329,8 @@ class Crew:
 
 def _label(t: int | None) -> str:
     return INITIAL if t is None else f"t={t}"
+
+
+def _threads(threads: int | None) -> dict[str, str]:
+    """Ray sets OMP_NUM_THREADS from num_cpus, and OpenMP reads it once: it must be right before the actor's process starts."""
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}

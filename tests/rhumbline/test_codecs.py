@@ -21,6 +21,7 @@ RELEASED = (
 )
 FIGURE = "You are a helpful assistant. Your response should maximize weighted rating = "
 
+ARC = {"low.helpfulness": 0.7071, "low.verbosity": -0.7072, "high.verbosity": 0.0}  # of directions from -45 to 0 degrees
 GOLDEN = [
     ("dpa-int100", {}, from_angle_deg(-15), RELEASED + "helpfulness*97 + verbosity*-26"),
     ("dpa-int100", {}, (1.0, 0.0), RELEASED + "helpfulness*100 + verbosity*0"),
@@ -48,6 +49,10 @@ GOLDEN = [
         (0.8, -0.6),  # 70 + 0.8 * 10, 25 - 0.6 * 25
         "You are a helpful assistant. Your response should be rated helpfulness:78,verbosity:10",
     ),
+    # 0.8 lies 9 tenths of the way from -1 to 1, -0.6 two tenths: of 10 signs.
+    ("signs", {}, (0.8, -0.6), "helpfulness + + + + + + + + + - verbosity + + - - - - - - - -"),
+    ("signs", {"width": 4, **ARC}, (1.0, 0.0), "helpfulness + + + + verbosity + + + +"),
+    ("signs", {"width": 4, **ARC}, from_angle_deg(-45), "helpfulness - - - - verbosity - - - -"),
 ]
 
 
@@ -65,9 +70,10 @@ def test_three_objectives_in_the_released_words() -> None:
 
 def test_versions_are_pinned() -> None:
     """Change a word and this list together, with a new number: checkpoints carry it."""
-    assert {name: CODECS[name].version for name in ("dpa-int100", "dpa-float1", "steerlm")} == {
+    assert {name: CODECS[name].version for name in CODECS} == {
         "dpa-int100": "dpa-int100/1",
         "dpa-float1": "dpa-float1/1",
+        "signs": "signs/1",
         "steerlm": "steerlm/1",
     }
     assert all(key == codec.name and codec.version.startswith(f"{key}/") for key, codec in CODECS.items())
@@ -233,3 +239,22 @@ def test_a_line_in_a_users_turn_is_no_direction() -> None:
     ):
         with pytest.raises(CodecError):
             direction_of(messages, codec)
+
+
+def test_signs_refuse_what_lies_outside_their_range_and_rows_of_another_width() -> None:
+    codec = make("signs", NAMES, ARC)
+    with pytest.raises(CodecError, match="project the direction"):
+        codec.render((0.0, -1.0))
+    with pytest.raises(CodecError, match="10 signs"):
+        codec.parse("helpfulness + + verbosity - -")
+    with pytest.raises(CodecError, match="not a line"):
+        codec.parse("helpfulness - + + + + + + + + + verbosity + + + + + + + + + +")  # signs out of order
+    with pytest.raises(CodecError, match="width"):
+        make("signs", NAMES, {"width": 1})
+
+
+def test_signs_of_the_arc_tell_seven_angles_apart() -> None:
+    codec = make("signs", NAMES, ARC)
+    lines = [codec.render(from_angle_deg(-7.5 * i)) for i in range(7)]
+    assert len(set(lines)) == 7
+    assert [line.count("-") for line in lines] == sorted(line.count("-") for line in lines)

@@ -33,6 +33,24 @@ def test_equal_distributions_cost_nothing_whatever_their_offset():
     assert float(loss) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_many_rows_equal_torch_s_own_divergence():
+    generator = torch.Generator().manual_seed(0)
+    teacher_RV, student_RV = (torch.randn(50, 9, generator=generator) for _ in range(2))
+    weights_R = torch.rand(50, generator=generator)
+    kl_RV = torch.nn.functional.kl_div(
+        student_RV.log_softmax(-1), teacher_RV.log_softmax(-1), log_target=True, reduction="none"
+    )
+    loss, _ = distill(student_RV, teacher_RV, weights_R, denominator=7.0)
+    assert float(loss) == pytest.approx(float((kl_RV.sum(-1) * weights_R).sum() / 7), rel=1e-5)
+
+
+def test_logits_that_are_no_numbers_are_not_hidden():
+    broken = torch.tensor([[float("nan"), 0.0]])
+    for student_RV, teacher_RV in ((broken, torch.zeros(1, 2)), (torch.zeros(1, 2), broken)):
+        loss, _ = distill(student_RV, teacher_RV, torch.ones(1), denominator=1.0)
+        assert loss.isnan()
+
+
 def test_a_token_that_the_teacher_rules_out_is_no_nan():
     teacher_RV = torch.tensor([[0.0, float("-inf")]])
     student_RV = torch.zeros(1, 2, requires_grad=True)

@@ -35,6 +35,19 @@ def test_bf16_logits_are_lost_in_fp32():
     assert float(loss) == pytest.approx(2 + math.log(1 + math.exp(3) + math.exp(-2)))
 
 
+def test_many_rows_equal_torch_s_own_loss_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    logits_RV = torch.randn(50, 9, generator=generator, requires_grad=True)
+    targets_R = torch.randint(0, 9, (50,), generator=generator)
+    weights_R = torch.rand(50, generator=generator)
+    expected = (torch.nn.functional.cross_entropy(logits_RV, targets_R, reduction="none") * weights_R).sum() / 7
+    (expected_gradient,) = torch.autograd.grad(3 * expected, logits_RV)
+    loss, _ = sft(logits_RV, targets_R, weights_R, denominator=7.0)
+    (gradient,) = torch.autograd.grad(3 * loss, logits_RV)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-7)
+
+
 def test_token_weights_by_hand():
     # Two samples of 3 and 1 tokens; the second weighs 2.
     assert token_weights((3, 1), (1.0, 2.0), "token") == ([1.0, 1.0, 1.0, 2.0], 5.0)
