@@ -43,6 +43,7 @@ class Stopped(SystemExit):
 class _Shield:
     depth: int = 0
     pending: int | None = None  # the signal that arrived inside
+    raised: int | None = None  # the signal that ended the session
 
 
 _shield = _Shield()
@@ -59,12 +60,17 @@ def session(
     ConnectionError where no cluster answers at the address.
     """
     start(address=address, num_cpus=num_cpus, dashboard=dashboard, log_to_driver=log_to_driver)
+    _shield.raised = None
     try:
         with _signals():
             yield resources()
-    except Stopped as stopped:
+    except (SystemExit, KeyboardInterrupt):
+        if _shield.raised is None:
+            raise
+        # Within ray.get and ray.wait, Ray puts a SystemExit(1) of its own in the place of ours.
+        stopped = Stopped(_shield.raised)
         print(f"{stopped}: what is finished is recorded, and the same command with --resume goes on", file=sys.stderr)
-        raise
+        raise stopped from None
     finally:
         ray.shutdown()
 
@@ -114,6 +120,7 @@ def shielded() -> Iterator[None]:
         _shield.depth -= 1
     if _shield.depth == 0 and _shield.pending is not None:
         signum, _shield.pending = _shield.pending, None
+        _shield.raised = signum
         raise Stopped(signum)
 
 
@@ -136,5 +143,5 @@ def _handle(signum: int, _: FrameType | None) -> None:
     if _shield.depth > 0 and _shield.pending is None:
         _shield.pending = signum
         return
-    _shield.pending = None
+    _shield.pending, _shield.raised = None, signum
     raise Stopped(signum)  # also for a second signal inside a shield: whoever asks twice means it

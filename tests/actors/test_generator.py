@@ -20,6 +20,7 @@ from rhumbline.learning.policy import load_policy, load_tokenizer, merge_adapter
 from tests.fakes import FakeGenerator, query, tiny_policy
 
 SAMPLING = config.Sampling(max_tokens=12)
+TOLERANCE = 0.1  # bf16 in vLLM against fp32: 0.035 nats on samples of its own, 0.06 on other text
 QUERIES = [
     query("Why is the sky blue?", id="p1", seed=1),
     query("Name three rivers.", id="p2", seed=2),
@@ -229,12 +230,12 @@ def test_vllm_loads_versions_drops_its_prefix_cache_and_proves_it(vllm: Generato
     long = [query("Think about rivers, seas and winds. " * 30 + "Why is the sky blue?", seed=5)]
     one, two = shifted(tmp_path / "one", 1.15), shifted(tmp_path / "two", 0.85)
     vllm.load("t=1", str(one))
-    assert vllm.probe(read_probe(one)) < 0.05
-    assert vllm.probe(read_probe(two)) > 0.1  # the probe tells the versions apart
+    assert vllm.probe(read_probe(one)) < TOLERANCE
+    assert vllm.probe(read_probe(two)) > 2 * TOLERANCE  # the probe tells the versions apart
     first = vllm.generate(long, 2, SAMPLING)
     assert vllm.generate(long, 2, SAMPLING) == first  # now its prefix is in the cache
     vllm.load("t=2", str(two))
-    assert vllm.probe(read_probe(two)) < 0.05
+    assert vllm.probe(read_probe(two)) < TOLERANCE
     second = vllm.generate(long, 2, SAMPLING)
     vllm.load("t=3", str(shifted(tmp_path / "three", 1.15)))  # the weights of t=1 again
     third = vllm.generate(long, 2, SAMPLING)
@@ -268,6 +269,6 @@ def test_vllm_switches_adapters_by_version(tmp_path: Path) -> None:
     generator = Generator(settings, model=str(base))
     generator.setup()
     for version in ("t=1", "t=2"):
-        generator.load(version, str(tmp_path / version))
-        assert generator.probe(read_probe(tmp_path / version)) < 0.05
-    assert generator.probe(read_probe(tmp_path / "t=1")) > 0.1
+        folder = tmp_path / version
+        assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE) < TOLERANCE
+    assert generator.probe(read_probe(tmp_path / "t=1")) > 2 * TOLERANCE

@@ -21,7 +21,11 @@ RELEASED = (
 )
 FIGURE = "You are a helpful assistant. Your response should maximize weighted rating = "
 
-ARC = {"low.helpfulness": 0.7071, "low.verbosity": -0.7072, "high.verbosity": 0.0}  # of directions from -45 to 0 degrees
+ARC = {
+    "low.helpfulness": 0.7071,
+    "low.verbosity": -0.7072,
+    "high.verbosity": 0.0,
+}  # of directions from -45 to 0 degrees
 GOLDEN = [
     ("dpa-int100", {}, from_angle_deg(-15), RELEASED + "helpfulness*97 + verbosity*-26"),
     ("dpa-int100", {}, (1.0, 0.0), RELEASED + "helpfulness*100 + verbosity*0"),

@@ -126,12 +126,8 @@ def markdown(card: Mapping[str, Any]) -> str:
     ]
     for name, one in data.items():
         lines.append(
-            f"- Data: {name}, {one['train']} answers to fit on, {one['test']} to test on, licence {one['licence']}."
-            + (
-                f" {one['dropped']} answers left out: their conversation is in the test split too."
-                if one["dropped"]
-                else ""
-            )
+            f"- Data: {name}, licence {one['licence']}; answers to fit on {one['train']}, to test on {one['test']}, left out "
+            f"because their conversation is tested on {one['dropped']}."
         )
     for split, title in (
         ("test", "Test split"),
