@@ -36,7 +36,7 @@ from rhumbline.learning.policy import merge_adapter, resolve
 from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
-from rhumbline.records import Completion, Example, Query, Scored
+from rhumbline.records import Completion, Example, Query, Scored, Selected
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.steering import Steering
@@ -149,6 +149,13 @@ class Crew:
         if len(done) < len(batches):
             self._account(stage, time.monotonic() - began, len(completions), sum(len(c.token_ids) for c in completions))
         return list(self.store.read(stage, Scored))
+
+    def kept_before(self, t: int) -> list[Scored]:
+        """What earlier iterations over the same half of the prompts kept, where the recipe lets it compete again."""
+        if not self.recipe.selection.keep_best:
+            return []
+        earlier = range(t - 2, 0, -2)
+        return [s.scored for k in earlier for s in self.store.read(f"iterations/t={k}/selected", Selected)]
 
     def use(self, version: int | None) -> None:
         """Load a policy into every generator, and have it proven."""

@@ -28,7 +28,6 @@ class Reference:
         set_threads(self.threads)
         self.tokenizer = load_tokenizer(self.model)
         self.policy = load_policy(self.model)
-        self.policy.eval()
 
     def pid(self) -> int:
         return os.getpid()

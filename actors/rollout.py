@@ -54,7 +54,7 @@ def rollout(
             if isinstance(result, Failed):
                 failed += len(shards[index]) * n
                 store.event("failed", stage=stage, shard=index, reason=result.error, samples=len(shards[index]) * n)
-                progress.advance()
+                progress.advance(failed=1)
                 continue
             tokens = sum(len(one.completion.token_ids) for one in result)
             store.publish(scored, index, result, {"tokens": tokens, "at_s": progress.seconds})

@@ -69,7 +69,8 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             queries = ask(plan.splits.half(t), plan.cone, codec, recipe.directions, iteration=t, seed=recipe.seed)
             stage = f"iterations/t={t}"
             answers = crew.sample(stage, queries, n=recipe.samples, sampling=recipe.sampling, version=t - 1)
-            kept = select(answers.scored, queries, recipe.selection, first.standardiser)
+            candidates = [*crew.kept_before(t), *answers.scored]
+            kept = select(candidates, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
             examples = from_selected(kept.selected, plan.codec)
             mixed = with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t)

@@ -199,7 +199,7 @@ class Selection(Section):
     rule: Literal["best_of_n", "pooled"] = "best_of_n"
     scalarisation: Literal["linear", "chebyshev"] = "linear"
     replay_fraction: float = Field(0.15, ge=0, lt=1)  # of t=0's samples in every iteration's training set
-    keep_best: bool = False  # also keep a prompt's best sample of earlier iterations in the pool
+    keep_best: bool = False  # pooled: what earlier iterations kept for a prompt competes again
 
 
 class Evaluation(Section):
@@ -259,6 +259,8 @@ class Recipe(Section):
             raise ValueError(f"evaluation.reference_point must name every objective: {', '.join(names)}")
         if self.evaluation.angles_deg is not None and len(names) != 2:
             raise ValueError("evaluation.angles_deg needs two objectives: give evaluation.grid")
+        if self.selection.keep_best and self.selection.rule != "pooled":
+            raise ValueError("selection.keep_best needs selection.rule pooled: best_of_n compares the samples of one query")
         if self.initial.strategy == "adapter" and self.initial.adapter is None:
             raise ValueError("initial.strategy 'adapter' needs initial.adapter: the conditioned policy to start from")
         if self.initial.strategy == "steerlm" and self.initial.labelled is None:

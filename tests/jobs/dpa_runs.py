@@ -65,9 +65,14 @@ def environment() -> dict[str, str]:
 
 
 def run(path: Path, runs: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Start, wait, give output and exit code."""
+    """Start jobs/dpa.py, wait, give output and exit code."""
+    return start(*command(path, runs, *arguments)[1:], timeout=timeout)
+
+
+def start(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """Start a job, wait, give output and exit code."""
     return subprocess.run(
-        command(path, runs, *arguments),
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 
 from rhumbline.records import Completion, Selected
 from rhumbline.store import RunStore
-from tests.jobs.dpa_runs import kill_when, recipe, run
+from tests.jobs.dpa_runs import kill_when, recipe, run, start
 
 
 def selected(runs: Path) -> dict[str, list[tuple[str, tuple[float, ...], str]]]:
@@ -95,6 +95,41 @@ def test_a_finished_run_resumes_to_the_same_end_at_once(undisturbed: tuple[Path,
     assert done.returncode == 0, done.stdout + done.stderr
     assert (runs / "tiny" / "ledger.jsonl").read_text() == before
     assert selected(runs) == kept
+
+
+def test_the_front_of_a_checkpoint_and_of_its_adapter(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    path, runs = undisturbed
+    checkpoint = runs / "tiny" / "checkpoints" / "t=1"
+    done = start("jobs/frontier.py", str(checkpoint), "--recipe", str(path), "--runs", str(tmp_path), "--name", "front")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((tmp_path / "front" / "report" / "summary.json").read_text())["iterations"][0]
+    before = json.loads((runs / "tiny" / "report" / "summary.json").read_text())["iterations"][1]
+    assert again["hypervolume"] == before["hypervolume"]  # same weights, prompts, seeds and reference point
+    done = start("jobs/frontier.py", str(checkpoint), "--recipe", str(path), "--runs", str(tmp_path), "directions.codec=dpa-int100")
+    assert done.returncode == 2
+    assert "directions.codec" in done.stderr
+
+
+@pytest.mark.slow
+def test_t0_by_steerlm_and_iterations_that_let_the_best_compete_again(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {i}?", "response": "word " * (1 + i % 7), "ratings": {"helpfulness": i % 5}} for i in range(40)
+    ]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = recipe(
+        tmp_path,
+        iterations=3,
+        initial={"strategy": "steerlm", "labelled": str(tmp_path / "rated.jsonl")},
+        selection={"rule": "pooled", "keep_best": True},
+    )
+    done = run(path, tmp_path / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = tmp_path / "runs" / "tiny"
+    steering = [json.loads((home / "checkpoints" / f"t={t}" / "steering.json").read_text()) for t in (0, 1)]
+    assert [s["codec"]["name"] for s in steering] == ["steerlm", "dpa-float1"]
+    kept = list(RunStore.open(home).read("iterations/t=3/selected", Selected))
+    assert {s.scored.completion.query.iteration for s in kept} <= {1, 3}
+    assert any(s.scored.completion.query.iteration == 3 for s in kept)
 
 
 WHEN: dict[str, Callable[[Path], Path]] = {

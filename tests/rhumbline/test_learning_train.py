@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
 from rhumbline.learning.logprobs import response_logprobs
-from rhumbline.learning.policy import load_policy, load_tokenizer
+from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
 from tests.rhumbline.learning_fakes import example, examples, quick, tiny_policy
 
@@ -257,3 +257,22 @@ def test_the_state_of_a_step_holds_no_more_than_it_needs(policy, tmp_path):
     state = json.loads((folder / "state.json").read_text())
     assert state["step"] == 2
     assert state["loss"] == log.losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", [None, "Answer in one short sentence."], ids=["sft", "distil"])
+def test_the_embedded_policy_learns_in_bf16(tmp_path, teacher):
+    policy, log = resolve("embedded"), Log()
+    learner = quick(
+        lora={"r": 8, "alpha": 16}, lr=2e-3, epochs=6, batch_size=4, dtype="bfloat16", weights_dtype="bfloat16"
+    )
+    response = "A rhumb line crosses every meridian at the same angle."
+    data = [example(i, response, teacher) for i in range(4)]
+    result = fit(data, learner=learner, policy_dir=policy, out_dir=tmp_path / "out", seed=7, report=log)
+    assert result.steps == 6
+    assert log.losses[-1] < 0.7 * log.losses[0]
+    if teacher is None:
+        tokenizer = load_tokenizer(result.checkpoint)
+        encoded = [encode(e.messages, e.response, tokenizer) for e in data]
+        before, after = (sum(response_logprobs(load_policy(p), encoded)) for p in (policy, result.checkpoint))
+        assert after > before + 4

@@ -13,6 +13,7 @@ import torch
 
 from rhumbline.data.chat import Encoded
 from rhumbline.learning.packing import bins, learned_logits, pack, packed_attention
+from rhumbline.losses.sft import chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,9 +31,12 @@ def token_logprobs(model: PreTrainedModel, encoded: Sequence[Encoded], token_bud
             packed = pack([encoded[i] for i in group], model.device)
             if len(packed.targets) == 0:
                 continue
-            logits_RV = learned_logits(model, packed).float()
-            chosen_R = logits_RV.gather(1, packed.targets[:, None])[:, 0] - logits_RV.logsumexp(-1)
-            for index, row in zip(group, torch.split(chosen_R.cpu(), list(packed.counts)), strict=True):
+            logits_RV = learned_logits(model, packed)
+            chosen_R = torch.empty(len(logits_RV))
+            for rows in chunks(logits_RV):
+                log_p = logits_RV[rows].float().log_softmax(-1)
+                chosen_R[rows] = log_p.gather(1, packed.targets[rows, None])[:, 0].cpu()
+            for index, row in zip(group, torch.split(chosen_R, list(packed.counts)), strict=True):
                 out[index] = row
     return out
 

@@ -68,8 +68,6 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def chunks(logits_RV: torch.Tensor) -> list[slice]:
-    """Slices of rows: few enough on a CPU that their logits stay in its cache, which makes the losses 2 to 4 times
-    faster.
-    """
+    """Slices of rows: few enough on a CPU that their logits stay in its cache (`distill` is 4 times as fast for it)."""
     size = 16 if logits_RV.device.type == "cpu" else 1024
     return [slice(first, first + size) for first in range(0, len(logits_RV), size)]
