@@ -260,7 +260,9 @@ class Recipe(Section):
         if self.evaluation.angles_deg is not None and len(names) != 2:
             raise ValueError("evaluation.angles_deg needs two objectives: give evaluation.grid")
         if self.selection.keep_best and self.selection.rule != "pooled":
-            raise ValueError("selection.keep_best needs selection.rule pooled: best_of_n compares the samples of one query")
+            raise ValueError(
+                "selection.keep_best needs selection.rule pooled: best_of_n compares the samples of one query"
+            )
         if self.initial.strategy == "adapter" and self.initial.adapter is None:
             raise ValueError("initial.strategy 'adapter' needs initial.adapter: the conditioned policy to start from")
         if self.initial.strategy == "steerlm" and self.initial.labelled is None:

@@ -89,7 +89,7 @@ def test_it_trains_publishes_once_and_leaves_no_state_behind(
     # The probe holds what the published weights say, so an engine that loaded others is found out.
     cases = read_probe(out)
     assert 1 <= len(cases) <= 4
-    again = token_logprobs(load_policy(out, device="cpu"), [encoded for encoded, _ in cases])
+    again = token_logprobs(load_policy(out, torch.float32, device="cpu"), [encoded for encoded, _ in cases])
     for ours, (encoded, stored) in zip(again, cases, strict=True):
         assert isinstance(encoded, Encoded)
         assert ours.tolist() == pytest.approx(list(stored), abs=1e-5)

@@ -105,7 +105,15 @@ def test_the_front_of_a_checkpoint_and_of_its_adapter(undisturbed: tuple[Path, P
     again = json.loads((tmp_path / "front" / "report" / "summary.json").read_text())["iterations"][0]
     before = json.loads((runs / "tiny" / "report" / "summary.json").read_text())["iterations"][1]
     assert again["hypervolume"] == before["hypervolume"]  # same weights, prompts, seeds and reference point
-    done = start("jobs/frontier.py", str(checkpoint), "--recipe", str(path), "--runs", str(tmp_path), "directions.codec=dpa-int100")
+    done = start(
+        "jobs/frontier.py",
+        str(checkpoint),
+        "--recipe",
+        str(path),
+        "--runs",
+        str(tmp_path),
+        "directions.codec=dpa-int100",
+    )
     assert done.returncode == 2
     assert "directions.codec" in done.stderr
 
@@ -113,7 +121,8 @@ def test_the_front_of_a_checkpoint_and_of_its_adapter(undisturbed: tuple[Path, P
 @pytest.mark.slow
 def test_t0_by_steerlm_and_iterations_that_let_the_best_compete_again(tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"Question {i}?", "response": "word " * (1 + i % 7), "ratings": {"helpfulness": i % 5}} for i in range(40)
+        {"prompt": f"Question {i}?", "response": "word " * (1 + i % 7), "ratings": {"helpfulness": i % 5}}
+        for i in range(40)
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = recipe(

@@ -48,7 +48,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "RAY_AUTH_MODE": "disabled"},
-        timeout=280,
+        timeout=800,
         check=False,
     )
 
@@ -76,6 +76,7 @@ def test_from_ratings_to_heads_that_score(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_actors_give_the_same_heads(recipe: Path, tmp_path: Path) -> None:
     assert run("--recipe", recipe, "--local", "--out", tmp_path / "here").returncode == 0
     done = run("--recipe", recipe, "--out", tmp_path / "ray", "extraction.replicas=2")
