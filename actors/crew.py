@@ -203,6 +203,7 @@ class Crew:
             name=f"{recipe.name}-t{t}",
             storage=self.store.path / "train",
             seed=recipe.seed + t,
+            on_step=lambda figures: self.metrics.log(t, figures),
         )
         self.publish(t, codec, calibration)
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})

@@ -50,7 +50,7 @@ def user_errors() -> Iterator[None]:
     """A UserError becomes one message on stderr and exit code 2; anything else keeps its traceback. Jobs use it too."""
     try:
         yield
-    except UserError as e:
+    except (UserError, ConnectionError) as e:  # the latter: no Ray cluster answers where the job was told to look
         print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 

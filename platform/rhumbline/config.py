@@ -116,7 +116,7 @@ class Generator(Section):
     engine: dict[str, Any] = {}  # passed to vllm.LLM (or generate) under their own names
     env: dict[str, str] = {}  # environment of the actor, e.g. VLLM_CPU_KVCACHE_SPACE
     sync: Literal["adapter", "full"] = "full"  # how new weights reach the engine
-    probe_tolerance: float = Field(0.05, gt=0)  # mean |log p engine - log p learner| over the probe's tokens, nats
+    probe_tolerance: float = Field(0.1, gt=0)  # mean |log p engine - log p learner| over the probe's tokens, nats
     deadline_s: float = Field(1800.0, gt=0)  # one shard
     max_attempts: int = Field(3, gt=0)  # of one shard before it is quarantined
 
