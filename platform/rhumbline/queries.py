@@ -104,8 +104,8 @@ def spread_directions(
 ) -> dict[str, list[Direction]]:
     """For pooled selection: `per_prompt` directions of each prompt, spread over the cone instead of left to chance.
 
-    K=2: stratified angles, one uniform draw in each of `per_prompt` equal arcs, so that every prompt shows the model both
-    ends. K>2: uniform on the cap.
+    K=2: both ends of the arc, where the contrast is, and between them stratified angles, one uniform draw in each of
+    `per_prompt` - 2 equal arcs. K>2: uniform on the cap.
     """
     out: dict[str, list[Direction]] = {}
     for prompt in prompts:
@@ -113,7 +113,9 @@ def spread_directions(
         if len(cone.names) == 2:
             high, low = cone.grid(2)
             start, end = np.arctan2(high[1], high[0]), np.arctan2(low[1], low[0])
-            share_N = (np.arange(per_prompt) + rng.uniform(size=per_prompt)) / per_prompt
+            between = max(per_prompt - 2, 0)
+            share_N = np.array([0.0, *((np.arange(between) + rng.uniform(size=between)) / max(between, 1)), 1.0])
+            share_N = share_N if per_prompt > 1 else rng.uniform(size=per_prompt)
             angle_N = start + share_N * (end - start)
             drawn_NK = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1)
         else:

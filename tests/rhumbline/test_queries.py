@@ -1,5 +1,7 @@
 """Queries: every prompt is asked what the recipe says, and a shard asked again is the same shard."""
 
+import pytest
+
 from rhumbline import config
 from rhumbline.codecs import direction_of, make
 from rhumbline.directions import Cone, angle_deg, from_angle_deg
@@ -69,12 +71,20 @@ def test_shards_hold_whole_prompts() -> None:
     assert [q for shard in shards for q in shard] == queries
 
 
-def test_spread_directions_reach_both_ends_of_the_arc() -> None:
-    for directions in spread_directions(prompts(30), ARC, 3, seed=1).values():
+def test_spread_directions_hold_both_ends_of_the_arc_and_are_stratified_between() -> None:
+    for directions in spread_directions(prompts(30), ARC, 5, seed=1).values():
         angles = [angle_deg(v) for v in directions]
-        assert -15 <= angles[0] <= 0
-        assert -30 <= angles[1] <= -15
-        assert -45 <= angles[2] <= -30
+        assert angles[0] == pytest.approx(0, abs=1e-6)
+        assert angles[4] == pytest.approx(-45)
+        for stratum, angle in enumerate(angles[1:4]):
+            assert -15 * (stratum + 1) <= angle <= -15 * stratum
+
+
+def test_spread_directions_by_ones_and_twos() -> None:
+    single = spread_directions(prompts(30), ARC, 1, seed=1).values()
+    assert len({directions[0] for directions in single}) == 30
+    for directions in spread_directions(prompts(3), ARC, 2, seed=1).values():
+        assert [angle_deg(v) for v in directions] == pytest.approx([0, -45], abs=1e-6)
 
 
 def test_spread_directions_in_three_dimensions_stay_in_the_cone() -> None:
