@@ -55,7 +55,6 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
     from actors.first import first_policy
     from actors.summary import write
     from rhumbline.examples import from_selected, with_replay
-    from rhumbline.queries import ask
     from rhumbline.selection import select
     from rhumbline.steering import read
     from rhumbline.store import RunStore
@@ -66,13 +65,13 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
         policies = [crew.evaluate(0, first.calibration)]
         for t in range(1, recipe.iterations + 1):
             codec = read(store.checkpoint_dir(t - 1)).make_codec()  # the words that policy t - 1 understands
-            queries = ask(plan.splits.half(t), plan.cone, codec, recipe.directions, iteration=t, seed=recipe.seed)
+            queries = plan.queries(t, codec)
             stage = f"iterations/t={t}"
             answers = crew.sample(stage, queries, n=recipe.samples, sampling=recipe.sampling, version=t - 1)
             candidates = [*crew.kept_before(t), *answers.scored]
             kept = select(candidates, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
-            examples = from_selected(kept.selected, plan.codec)
+            examples = from_selected(kept.selected, plan.codec, distil=recipe.initial.distil)
             mixed = with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t)
             crew.learn(t, mixed, plan.codec, first.calibration)
             policies.append(crew.evaluate(t, first.calibration))

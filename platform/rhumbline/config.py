@@ -173,7 +173,7 @@ class Prompts(Section):
 
 
 class Style(Section):
-    """Words added to the user's turn at t=0, for contrast in the pool. They are never trained on."""
+    """Words added to the user's turn when sampling, for contrast in the pool. They are never trained on."""
 
     words: str = ""
     samples: int = Field(1, gt=0)
@@ -190,6 +190,7 @@ class Initial(Section):
     distil: bool = (
         False  # relabel: learn the initial policy's distribution when asked in a style, not its samples alone
     )
+    fade: float = Field(0.0, ge=0, lt=1)  # fade ** t of the queries of t >= 1 still carry a style's words
     labelled: str | None = None  # steerlm: a file of prompt, response, ratings; relative to the recipe
     directions_per_prompt: int = Field(5, gt=0)
     learner: dict[str, Any] = {}  # overrides of `learner` for this stage

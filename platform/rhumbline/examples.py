@@ -19,21 +19,23 @@ from rhumbline.records import Example, Message, Prompt, Selected
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
     """One example per kept completion. A response that was cut at max_tokens does not teach its end.
 
-    distil: the frozen initial policy, asked as the sample was asked (in a style's words), is the teacher of the response's
-    distribution; the student is asked by the direction alone (context distillation, arXiv:2209.15189).
+    distil: where a sample was asked in a style's words, the frozen initial policy, asked in those words and without a
+    direction, is the teacher of the response's distribution; the student is asked by the direction alone (context
+    distillation, arXiv:2209.15189).
     """
     examples = []
     for index, kept in enumerate(selected):
         completion = kept.scored.completion
-        prompt = completion.query.prompt
+        query, prompt = completion.query, completion.query.prompt
+        in_words = (*prompt.messages[:-1], query.messages[-1])  # the words are in the last turn
         examples.append(
             Example(
-                id=f"t{completion.query.iteration}/{completion.id}#{index}",
+                id=f"t{query.iteration}/{completion.id}#{index}",
                 messages=conversation(codec, kept.direction, prompt.messages),
                 response=completion.text,
                 complete=completion.finish_reason == "stop",
                 direction=kept.direction,
-                teacher=completion.query.messages if distil else None,
+                teacher=in_words if distil and query.style else None,
             )
         )
     return examples

@@ -14,13 +14,13 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import Recipe
+from rhumbline.config import Recipe, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, split_by_hash
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
 from rhumbline.errors import ConfigError, DataError, HubError
 from rhumbline.learning import embedded
-from rhumbline.queries import ask
+from rhumbline.queries import ask, said_in
 from rhumbline.records import Query
 from rhumbline.rewards.model import RewardModel
 
@@ -85,25 +85,38 @@ class Plan:
         settings, context = self.recipe.prompts, self.recipe.generator.engine.get("max_model_len")
         longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
         direction = tuple(self.cone.grid(2)[-1].tolist())
+        wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
         for prompt in (*self.splits.train, *self.splits.evaluation):
-            tokens = len(prompt_ids(conversation(self.codec, direction, prompt.messages), tokenizer))
+            asked = conversation(self.codec, direction, said_in(wordiest, prompt.messages))
+            tokens = len(prompt_ids(asked, tokenizer))
             if tokens > settings.max_prompt_tokens:
                 raise DataError(
-                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction, more than "
+                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, more than "
                     f"{settings.max_prompt_tokens} (prompts.max_prompt_tokens): shorten or drop it, or raise the limit"
                 )
             if context is not None and tokens + longest > int(context):
                 raise DataError(
-                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction, which with {longest} sampled "
-                    f"ones exceeds the context of {context} (generator.engine.max_model_len)"
+                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, which with "
+                    f"{longest} sampled ones exceeds the context of {context} (generator.engine.max_model_len)"
                 )
 
+    def queries(self, t: int, codec: Codec) -> list[Query]:
+        """What iteration t asks, in the codec that policy t - 1 understands."""
+        recipe, initial = self.recipe, self.recipe.initial
+        return ask(
+            self.splits.half(t),
+            self.cone,
+            codec,
+            recipe.directions,
+            iteration=t,
+            seed=recipe.seed,
+            styles=initial.styles,
+            styled_share=initial.fade**t,
+        )
+
     def first_queries(self, n: int) -> list[Query]:
-        """The first n queries of t=1, as they will be asked."""
-        directions = self.recipe.directions
-        return ask(self.splits.half(1)[:n], self.cone, self.codec, directions, iteration=1, seed=self.recipe.seed)[
-            :: directions.per_prompt
-        ][:n]
+        """Of the first n prompts of t=1 one query each, as it will be asked."""
+        return self.queries(1, self.codec)[:: self.recipe.directions.per_prompt][:n]
 
     def grid(self) -> list[tuple[float, ...]]:
         """The directions that every policy is evaluated on."""

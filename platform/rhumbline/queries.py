@@ -3,13 +3,14 @@
 Every query has its own seed, derived from (run seed, iteration, prompt id, direction index), so a shard that is generated
 again after a crash is the same shard.
 
-    queries = ask(prompts, cone, codec, per_prompt=5, iteration=1, seed=7)
+    queries = ask(prompts, cone, codec, recipe.directions, iteration=1, seed=7)
     queries[0].messages[0].content         # '... weighted rating = helpfulness*97 + verbosity*-26'
     shards = in_shards(queries, prompts_per_shard=32)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,17 +29,44 @@ def derive_seed(*parts: object) -> int:
 
 
 def ask(
-    prompts: Iterable[Prompt], cone: Cone, codec: Codec, directions: Directions, *, iteration: int, seed: int
+    prompts: Iterable[Prompt],
+    cone: Cone,
+    codec: Codec,
+    directions: Directions,
+    *,
+    iteration: int,
+    seed: int,
+    styles: Mapping[str, Style] | None = None,
+    styled_share: float = 0.0,
 ) -> list[Query]:
-    """`directions.per_prompt` directions per prompt, drawn by its law, each said by the codec."""
+    """`directions.per_prompt` directions per prompt, drawn by its law, each said by the codec.
+
+    `styled_share` of the queries, drawn by lot, also carry the words of one of `styles` (those that have words).
+    """
     queries = []
+    worded = {name: style for name, style in (styles or {}).items() if style.words}
     for prompt in prompts:
         rng = np.random.default_rng(derive_seed(seed, iteration, prompt.id, "directions"))
         drawn_NK = cone.sample(
             rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
         )
-        queries += ask_all([prompt], [tuple(v_K.tolist()) for v_K in drawn_NK], codec, iteration=iteration, seed=seed)
+        asked = ask_all([prompt], [tuple(v_K.tolist()) for v_K in drawn_NK], codec, iteration=iteration, seed=seed)
+        for query in asked:
+            if worded and rng.uniform() < styled_share:
+                name = str(rng.choice(list(worded)))
+                messages = said_in(worded[name], query.messages)
+                query = dataclasses.replace(query, style=name, messages=messages)
+            queries.append(query)
     return queries
+
+
+def said_in(style: Style, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The style's words after the user's last turn."""
+    *earlier, last = messages
+    return (
+        *earlier,
+        Message(role=last.role, content=f"{last.content}\n\n{style.words}" if style.words else last.content),
+    )
 
 
 def ask_all(
@@ -63,14 +91,12 @@ def ask_all(
 def ask_in_styles(prompts: Iterable[Prompt], styles: Mapping[str, Style], *, iteration: int, seed: int) -> list[Query]:
     """Every prompt in every style, without a direction: the contrast that t=0 learns from.
 
-    A style's words follow the user's last turn; `Style.samples` queries each, because styles may be sampled unequally.
+    `Style.samples` queries of each style, because styles may be sampled unequally.
     """
     queries = []
     for prompt in prompts:
         index = 0
         for name, style in styles.items():
-            *earlier, last = prompt.messages
-            said = Message(role=last.role, content=f"{last.content}\n\n{style.words}" if style.words else last.content)
             for _ in range(style.samples):
                 queries.append(
                     Query(
@@ -79,7 +105,7 @@ def ask_in_styles(prompts: Iterable[Prompt], styles: Mapping[str, Style], *, ite
                         direction=None,
                         direction_index=index,
                         style=name,
-                        messages=(*earlier, said),
+                        messages=said_in(style, prompt.messages),
                         seed=derive_seed(seed, iteration, prompt.id, index),
                     )
                 )

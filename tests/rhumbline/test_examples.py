@@ -2,7 +2,7 @@
 
 import pytest
 
-from rhumbline.codecs import SteerLM, direction_of, make
+from rhumbline.codecs import SteerLM, conversation, direction_of, make
 from rhumbline.examples import from_ratings, from_selected, with_replay
 from rhumbline.records import Completion, Example, Message, Prompt, Query, Scored, Selected
 
@@ -11,10 +11,20 @@ CODEC = make("dpa-float1", NAMES)
 PROMPT = Prompt(id="p1", messages=(Message(role="user", content="Why?"),))
 
 
-def selected(finish: str = "stop", direction: tuple[float, float] = (0.8, -0.6)) -> Selected:
-    asked = (Message(role="user", content="Why?\n\nBe short."),)
+def selected(
+    finish: str = "stop", direction: tuple[float, float] = (0.8, -0.6), style: str = "short", iteration: int = 0
+) -> Selected:
+    asked = (Message(role="user", content="Why?\n\nBe short." if style else "Why?"),)
+    if iteration:
+        asked = conversation(CODEC, (1.0, 0.0), asked)
     query = Query(
-        prompt=PROMPT, iteration=0, direction=(1.0, 0.0), direction_index=0, style="short", messages=asked, seed=1
+        prompt=PROMPT,
+        iteration=iteration,
+        direction=(1.0, 0.0),
+        direction_index=0,
+        style=style,
+        messages=asked,
+        seed=1,
     )
     completion = Completion(
         query=query,
@@ -47,6 +57,13 @@ def test_a_cut_response_does_not_teach_its_end() -> None:
 def test_the_teacher_is_asked_as_the_sample_was() -> None:
     (example,) = from_selected([selected()], CODEC, distil=True)
     assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
+
+
+def test_words_beside_a_direction_are_taught_by_the_words_alone() -> None:
+    (example,) = from_selected([selected(iteration=1)], CODEC, distil=True)
+    assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
+    (bare,) = from_selected([selected(iteration=1, style="")], CODEC, distil=True)
+    assert bare.teacher is None  # sampled by the direction alone: plain fine-tuning, as in the paper
 
 
 def test_one_completion_kept_twice_gives_two_examples() -> None:
