@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,40 +55,42 @@ class Crew:
         self.reward_model = RewardModel.build(recipe.rewards, policy=str(self.initial))  # its heavy parts stay unloaded
         self.metrics = MetricsLog(store.path / "metrics.jsonl")
         self.loaded = INITIAL
-        settings, scoring, threads = recipe.generator, recipe.scorer, recipe.scorer.threads
-        self.generators = Pool(
+        generator, threads = recipe.generator, recipe.scorer.threads
+        model = {"model": str(self.initial)}
+        self.generators = self._pool(
             Generator,
-            {"settings": settings, "model": str(self.initial), "trust_remote_code": recipe.policy.trust_remote_code},
-            role="generator",
-            replicas=settings.replicas,
+            {**model, "settings": generator, "trust_remote_code": recipe.policy.trust_remote_code},
+            generator,
+            generator.env,
+        )
+        self.scorers = self._pool(
+            Scorer, {"rewards": recipe.rewards, "policy": str(self.initial), "threads": threads}, recipe.scorer
+        )
+        self.references = self._pool(
+            Reference,
+            {**model, "token_budget": recipe.rewards.token_budget, "threads": threads},
+            recipe.scorer,
+            replicas=1,
+        )
+
+    def _pool(
+        self,
+        actor: type[Any],
+        arguments: Mapping[str, Any],
+        settings: config.Generator | config.Scorer,
+        env: Mapping[str, str] | None = None,
+        replicas: int | None = None,
+    ) -> Pool:
+        return Pool(
+            actor,
+            arguments,
+            role=actor.__name__.lower(),
+            replicas=replicas or settings.replicas,
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus,
-            env={**_threads(settings.threads), **settings.env},
+            env={**_threads(settings.threads), **(env or {})},
             deadline_s=settings.deadline_s,
             max_attempts=settings.max_attempts,
-            on_event=self._event,
-        )
-        self.scorers = Pool(
-            Scorer,
-            {"rewards": recipe.rewards, "policy": str(self.initial), "threads": threads},
-            role="scorer",
-            replicas=scoring.replicas,
-            num_cpus=scoring.num_cpus,
-            num_gpus=scoring.num_gpus,
-            env=_threads(threads),
-            deadline_s=scoring.deadline_s,
-            max_attempts=scoring.max_attempts,
-            on_event=self._event,
-        )
-        self.references = Pool(
-            Reference,
-            {"model": str(self.initial), "token_budget": recipe.rewards.token_budget, "threads": threads},
-            role="reference",
-            num_cpus=scoring.num_cpus,
-            num_gpus=scoring.num_gpus,
-            env=_threads(threads),
-            deadline_s=scoring.deadline_s,
-            max_attempts=scoring.max_attempts,
             on_event=self._event,
         )
 
@@ -138,8 +140,7 @@ class Crew:
 
     def score(self, stage: str, completions: Sequence[Completion]) -> list[Scored]:
         """Score answers that nobody sampled here, such as labelled data."""
-        began, size = time.monotonic(), 256
-        batches = [list(completions[i : i + size]) for i in range(0, len(completions), size)]
+        began, batches = time.monotonic(), _batches(completions, 256)
         done = self.store.done(stage)
         for index, result in self.scorers.map("score", ((i, (b,)) for i, b in enumerate(batches) if i not in done)):
             if isinstance(result, Failed):
@@ -297,8 +298,7 @@ class Crew:
         if known is None:
             if not self.references.started:
                 self.references.__enter__()
-            began, size = time.monotonic(), 128
-            batches = [list(completions[i : i + size]) for i in range(0, len(completions), size)]
+            began, batches = time.monotonic(), _batches(completions, 128)
             known = {}
             for index, result in self.references.map("kl", ((i, (b,)) for i, b in enumerate(batches))):
                 if not isinstance(result, Failed):
@@ -338,6 +338,10 @@ class Crew:
 
 def _label(t: int | None) -> str:
     return INITIAL if t is None else f"t={t}"
+
+
+def _batches(completions: Sequence[Completion], size: int) -> list[list[Completion]]:
+    return [list(completions[i : i + size]) for i in range(0, len(completions), size)]
 
 
 def _threads(threads: int | None) -> dict[str, str]:

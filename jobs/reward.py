@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rhumbline.cli import user_errors
-from rhumbline.rewards.recipe import RewardRecipe, dump, load
+from rhumbline.config import dump
+from rhumbline.rewards.recipe import RewardRecipe, load
 
 if TYPE_CHECKING:
     from rhumbline.rewards.features import Pair

@@ -11,7 +11,7 @@ did-you-mean.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -280,12 +280,24 @@ class Recipe(Section):
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and lay `key.sub=value` overrides over it (values are YAML). Raises ConfigError."""
+    """Read a recipe and lay `key.sub=value` overrides over it, the value read as YAML. Raises ConfigError."""
+    return validate(read(path, overrides), str(path))
+
+
+def validate(raw: dict[str, Any], origin: str) -> Recipe:
+    """Build a Recipe from plain data; every fault is named by its path. Raises ConfigError."""
+    return build(Recipe, raw, origin)
+
+
+def read(
+    path: str | Path, overrides: list[str] | tuple[str, ...] = (), example: str = "learner.lr=1e-5"
+) -> dict[str, Any]:
+    """Plain data of any kind of recipe, what it `extends` and the overrides laid in; not yet validated. Raises ConfigError."""
     raw = _read(Path(path), ())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override!r}: expected key.sub=value, for example learner.lr=1e-5")
+            raise ConfigError(f"override {override!r}: expected key.sub=value, for example {example}")
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as e:
@@ -293,20 +305,23 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         raw = _merge(raw, parsed, whole=frozenset())
-    return validate(raw, str(path))
+    return raw
 
 
-def validate(raw: dict[str, Any], origin: str) -> Recipe:
-    """Build a Recipe from plain data; every fault is named by its path. Raises ConfigError."""
+S = TypeVar("S", bound=Section)
+
+
+def build(schema: type[S], raw: dict[str, Any], origin: str) -> S:
+    """`raw` as a `schema`, named after the file `origin` unless it says otherwise. Raises ConfigError."""
     raw.setdefault("name", Path(origin).stem)
     try:
-        return Recipe.model_validate(_numbers(raw))
+        return schema.model_validate(_numbers(raw))
     except ValidationError as e:
-        raise ConfigError("\n".join(f"{origin}: {explain(fault, Recipe)}" for fault in e.errors())) from None
+        raise ConfigError("\n".join(f"{origin}: {explain(fault, schema)}" for fault in e.errors())) from None
 
 
-def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `validate(yaml.safe_load(dump(r)))` gives it back."""
+def dump(recipe: Section) -> str:
+    """The resolved recipe as YAML; for a Recipe, `validate(yaml.safe_load(dump(r)))` gives it back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

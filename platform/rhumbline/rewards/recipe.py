@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rhumbline import config
 from rhumbline.config import Section
 from rhumbline.errors import ConfigError, did_you_mean
-from rhumbline.faults import explain
 from rhumbline.rewards.objectives import SCALES, Head
 
 
@@ -139,25 +137,4 @@ class RewardRecipe(Section):
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RewardRecipe:
     """Read a recipe and lay `key.sub=value` overrides over it, as `config.load` does. Raises ConfigError."""
-    raw = config._read(Path(path), ())
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"override {override!r}: expected key.sub=value, for example features.layer=12")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"override {override!r}: the value is not YAML: {e}") from None
-        for part in reversed(key.strip().split(".")):
-            parsed = {part: parsed}
-        raw = config._merge(raw, parsed, whole=frozenset())
-    raw.setdefault("name", Path(path).stem)
-    try:
-        return RewardRecipe.model_validate(config._numbers(raw))
-    except ValidationError as e:
-        raise ConfigError("\n".join(f"{path}: {explain(fault, RewardRecipe)}" for fault in e.errors())) from None
-
-
-def dump(recipe: RewardRecipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return config.build(RewardRecipe, config.read(path, overrides, example="features.layer=12"), str(path))
