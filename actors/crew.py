@@ -29,6 +29,7 @@ from actors.rollout import Rollout, rollout
 from actors.scorer import Scorer
 from rhumbline import config, steering
 from rhumbline.codecs import Codec
+from rhumbline.data.prompts import turn_id
 from rhumbline.errors import CodecError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.frontier import maximised, reference_point
@@ -231,6 +232,7 @@ class Crew:
                 shutil.copytree(folder, out)
             learner.probe_again(out)
             contract.write(out)
+            steering.write_trained_on(out, steering.read_trained_on(folder))
             self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})
         return contract
 
@@ -248,9 +250,13 @@ class Crew:
             initial=self.recipe.policy.initial,
             presets=self.recipe.directions.presets,
         )
-        contract.write(out)
-        if (out / "adapter").is_dir():
-            contract.write(out / "adapter")
+        seen = {turn_id(prompt) for prompt in self.plan.splits.train} | steering.read_trained_on(
+            self.store.checkpoint_dir(0)
+        )
+        for folder in (out, out / "adapter"):
+            if folder.is_dir():
+                contract.write(folder)
+                steering.write_trained_on(folder, seen)
 
     # --- evaluate -----------------------------------------------------------------------------------------------------
 

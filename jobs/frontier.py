@@ -36,7 +36,7 @@ def main(
         folder = checkpoint.resolve()
         named = name or f"frontier-{folder.parent.parent.name}-{folder.name}".replace("=", "")
         settings = config.load(recipe, [*(overrides or []), f"name={named}", "iterations=0"])
-        plan = Plan.make(settings)
+        plan = Plan.make(settings, policy=folder)
         from actors.dry_run import check
         from cluster.session import session
 

@@ -59,9 +59,10 @@ class Plan:
     unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
-    def make(cls, recipe: Recipe, *, dry_run: bool = False) -> Plan:
+    def make(cls, recipe: Recipe, *, policy: Path | None = None, dry_run: bool = False) -> Plan:
         """Load the prompts, build region and codec, count. Raises the UserError that the run would end with.
 
+        policy: a finished checkpoint that is to be judged; prompts that it, or t=0's adapter, was trained on are not held out.
         dry_run: prompts of a hub that cannot be reached from here are left uncounted: the cluster may reach it.
         """
         names = list(recipe.rewards.objectives)
@@ -77,7 +78,8 @@ class Plan:
                 raise
             empty = Splits(d1=(), d2=(), evaluation=(), left_out=())
             return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), str(e))
-        splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed)
+        trained_on = steering.read_trained_on(policy if policy is not None else _adapter(recipe) or "")
+        splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed, trained_on)
         return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits)), tuple(wanted(recipe)))
 
     def check_prompts(self, tokenizer: Any) -> None:
@@ -170,9 +172,16 @@ def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
         if dry_run and any(s.kind == "regression" and not Path(s.path).exists() for s in recipe.rewards.sources):
             return
         raise
-    if recipe.initial.strategy == "adapter":
-        folder = embedded.adapter() if recipe.initial.adapter == "embedded" else Path(str(recipe.initial.adapter))
+    folder = _adapter(recipe)
+    if folder is not None:
         steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
+
+
+def _adapter(recipe: Recipe) -> Path | None:
+    """The finished policy that t=0 is, where the recipe says so."""
+    if recipe.initial.strategy != "adapter":
+        return None
+    return embedded.adapter() if recipe.initial.adapter == "embedded" else Path(str(recipe.initial.adapter))
 
 
 def wanted(recipe: Recipe) -> list[Want]:

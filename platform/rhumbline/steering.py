@@ -3,13 +3,14 @@
 steering = Steering(objectives=..., signs=..., calibration=..., codec=codec.to_dict(), region=cone.to_dict(),
                     reward_model=reward_model.id, iteration=2, initial="embedded")
 steering.write("checkpoints/t=2")
+read_trained_on("checkpoints/t=2")        # prompts that must not judge it
 read("checkpoints/t=2").require(objectives=["helpfulness", "verbosity"], reward_model=reward_model.id)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rhumbline.durable import replace
 from rhumbline.errors import CodecError
 
 FILE = "steering.json"
+TRAINED_ON = "trained_on.txt"  # one data.prompts.turn_id per line: prompts that must not judge this policy
 FORMAT = 1
 
 
@@ -90,3 +92,14 @@ def read(folder: str | Path) -> Steering:
         raise CodecError(f"{folder} holds no {FILE}: it is not a checkpoint that Rhumbline trained") from None
     except (ValueError, TypeError, KeyError) as e:
         raise CodecError(f"{path} cannot be read: {e}") from None
+
+
+def write_trained_on(folder: str | Path, turn_ids: Iterable[str]) -> None:
+    """Say beside the weights which prompts they were trained on, by `data.prompts.turn_id`."""
+    replace(Path(folder) / TRAINED_ON, "".join(f"{turn}\n" for turn in sorted(set(turn_ids))).encode())
+
+
+def read_trained_on(folder: str | Path) -> frozenset[str]:
+    """The turn ids that a checkpoint was trained on; none where it does not say."""
+    path = Path(folder) / TRAINED_ON
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else frozenset()

@@ -237,9 +237,10 @@ class RunStore:
     ) -> None:
         if error is None:
             self.close("done")
+        elif isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            self.close("stopped", "on request, by a signal or from the keyboard")  # Ray hides which
         else:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-            self.close("stopped" if stopped else "failed", f"{type(error).__name__}: {error}")
+            self.close("failed", f"{type(error).__name__}: {error}")
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,13 +91,16 @@ class Splits:
         return self.d1 if iteration % 2 == 1 else self.d2
 
 
-def split_by_hash(prompts: Sequence[Prompt], evaluation: int, seed: int) -> Splits:
+def split_by_hash(
+    prompts: Sequence[Prompt], evaluation: int, seed: int, trained_on: Collection[str] = frozenset()
+) -> Splits:
     """`evaluation` prompts held out and two halves of the rest, by a hash of the first user turn.
 
     Prompts with the same first turn (lower-cased, letters and digits, first 120 characters) are one group. Groups are
     ordered by sha256(seed, turn). The first `evaluation` groups give one prompt each, so that evaluation prompts are
     independent; their siblings are left out. The rest is cut in two where the halves are closest in size. Adding
-    prompts moves few others. Raises DataError where there are fewer than `evaluation` + 2 groups.
+    prompts moves few others. Groups whose `turn_id` is in `trained_on` (what a policy to start from has seen) are never
+    held out. Raises DataError where there are fewer than `evaluation` + 2 groups, or too few that are unseen.
     """
     if evaluation < 0:
         raise DataError(f"cannot hold out {evaluation} prompts (prompts.evaluation), expected 0 or more")
@@ -113,7 +116,15 @@ def split_by_hash(prompts: Sequence[Prompt], evaluation: int, seed: int) -> Spli
     ordered = [
         sorted(groups[key], key=lambda p: (_hash(seed, prompt_id_of(p.messages)), p.id)) for key in sorted(groups)
     ]
-    held, rest = ordered[:evaluation], ordered[evaluation:]
+    unseen = [group for group in ordered if turn_id(group[0]) not in trained_on]
+    if len(unseen) < evaluation:
+        raise DataError(
+            f"the policy to start from was trained on {len(ordered) - len(unseen)} of {len(ordered)} prompts, so {evaluation} "
+            f"cannot be held out (prompts.evaluation): lower it, or give prompts that the policy has not seen"
+        )
+    held = unseen[:evaluation]
+    taken = {id(group) for group in held}
+    rest = [group for group in ordered if id(group) not in taken]
     sizes = [0]
     for group in rest:
         sizes.append(sizes[-1] + len(group))
@@ -133,6 +144,11 @@ def first_turn(prompt: Prompt) -> str:
     """
     opening = next((m.content for m in prompt.messages if m.role == "user"), prompt.messages[0].content)
     return "".join(c for c in opening.lower() if c.isalnum())[:120] or opening.strip()
+
+
+def turn_id(prompt: Prompt) -> str:
+    """A prompt's group in splits, whatever the seed: 16 hexadecimal digits of a hash of `first_turn`."""
+    return hashlib.sha256(first_turn(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hash(seed: int, text: str) -> str:
