@@ -33,7 +33,7 @@ from rhumbline.data.prompts import turn_id
 from rhumbline.errors import CodecError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.frontier import maximised, reference_point
-from rhumbline.learning.policy import merge_adapter, resolve
+from rhumbline.learning.policy import merge_adapter
 from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
@@ -52,20 +52,21 @@ class Crew:
     def __init__(self, recipe: config.Recipe, store: RunStore, plan: Plan) -> None:
         self.recipe, self.store, self.plan = recipe, store, plan
         self.names = tuple(recipe.rewards.objectives)
-        self.initial = resolve(recipe.policy.initial)
-        self.reward_model = RewardModel.build(recipe.rewards, policy=str(self.initial))  # its heavy parts stay unloaded
+        self.initial = _portable(recipe.policy.initial)
+        self.reward_model = RewardModel.build(recipe.rewards, policy=self.initial)  # its heavy parts stay unloaded
         self.metrics = MetricsLog(store.path / "metrics.jsonl")
         self.loaded = INITIAL
+        self._held_out: dict[str, Rollout] = {}
         generator, threads = recipe.generator, recipe.scorer.threads
-        model = {"model": str(self.initial)}
+        model = {"model": self.initial, "trust_remote_code": recipe.policy.trust_remote_code}
         self.generators = self._pool(
             Generator,
-            {**model, "settings": generator, "trust_remote_code": recipe.policy.trust_remote_code},
+            {**model, "settings": generator},
             generator,
             generator.env,
         )
         self.scorers = self._pool(
-            Scorer, {"rewards": recipe.rewards, "policy": str(self.initial), "threads": threads}, recipe.scorer
+            Scorer, {"rewards": recipe.rewards, "policy": self.initial, "threads": threads}, recipe.scorer
         )
         self.references = self._pool(
             Reference,
@@ -116,7 +117,6 @@ class Crew:
         complete = len(self.store.done(f"{stage}/scores")) * self.recipe.shard_prompts >= len(shards)
         if not complete:
             self.use(version)
-        began = time.monotonic()
         out = rollout(
             self.store,
             stage,
@@ -130,8 +130,7 @@ class Crew:
         if not out.scored:
             raise StoreError(f"{stage}: not one of {len(queries) * n} samples came back; events.jsonl says why")
         if not complete:
-            tokens = sum(len(s.completion.token_ids) for s in out.scored)
-            self._account(stage, time.monotonic() - began, len(out.scored), tokens)
+            self._account_shards(stage, f"{stage}/scores")
             rewards_NK = np.array([s.rewards for s in out.scored])
             self.metrics.log(version or 0, reward_metrics(self.names, rewards_NK, stage.replace("/", "-")))
             objective_means(
@@ -147,9 +146,12 @@ class Crew:
             if isinstance(result, Failed):
                 self.store.event("failed", stage=stage, shard=index, reason=result.error, samples=len(batches[index]))
             else:
-                self.store.publish(stage, index, result)
+                tokens = sum(len(one.completion.token_ids) for one in result)
+                now = time.monotonic()
+                self.store.publish(stage, index, result, {"tokens": tokens, "seconds": now - began})
+                began = now
         if len(done) < len(batches):
-            self._account(stage, time.monotonic() - began, len(completions), sum(len(c.token_ids) for c in completions))
+            self._account_shards(stage, stage)
         return list(self.store.read(stage, Scored))
 
     def kept_before(self, t: int) -> list[Scored]:
@@ -188,28 +190,37 @@ class Crew:
         self.store.heartbeat(mark)
         recipe, out = self.recipe, self.store.checkpoint_dir(t)
         start = {"initial": None, "t0": 0, "previous": t - 1}[recipe.policy.restart_from] if t > 0 else None
-        policy_dir, adapter_dir = self.initial, None
+        policy_dir: str | Path = self.initial
+        adapter_dir: Path | None = None
+        base: int | None = None  # whose weights the new adapter belongs to; None: the initial policy's
         if start is not None:
-            checkpoint = self.store.checkpoint_dir(start)
-            lora = recipe.learner.lora is not None and (checkpoint / "adapter").is_dir()
-            # A second adapter on top of the first would diverge: the first one goes on.
-            policy_dir, adapter_dir = (self.initial, checkpoint / "adapter") if lora else (checkpoint, None)
+            checkpoint = self.store.checkpoint_dir(start).resolve()
+            if recipe.learner.lora is not None and (checkpoint / "adapter").is_dir():
+                # A second adapter on top of the first would diverge: the first one goes on, from its own base,
+                # which is not the initial policy where full weights were trained before it.
+                base = (self.store.marked(f"iterations/t={start}/learn") or {}).get("base")
+                adapter_dir = checkpoint / "adapter"
+            else:
+                base = start
+            if base is not None:
+                policy_dir = self.store.checkpoint_dir(base).resolve()
         print(f"t={t} learn: {len(examples)} samples", flush=True)
         result = learner.learn(
             examples,
             recipe.learner if t > 0 else recipe.learner_for_initial(),
             policy_dir=policy_dir,
             adapter_dir=adapter_dir,
-            teacher_dir=self.initial,
+            teacher_dir=self.initial if t == 0 else self.store.checkpoint_dir(t - 1).resolve(),  # whoever sampled
             out_dir=out,
             name=f"{recipe.name}-t{t}",
             storage=self.store.path / "train",
             seed=recipe.seed + t,
+            trust_remote_code=recipe.policy.trust_remote_code,
             on_step=lambda figures: self.metrics.log(t, figures),
         )
         self.publish(t, codec, calibration)
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
-        self.store.mark(mark, {"checkpoint": str(out.relative_to(self.store.path)), **result})
+        self.store.mark(mark, {**result, "checkpoint": str(out.relative_to(self.store.path)), "base": base})
 
     def adopt(self, t: int, folder: Path) -> Steering:
         """Make a finished checkpoint the policy t: full weights, or an adapter that is merged into the initial ones.
@@ -223,14 +234,15 @@ class Crew:
                 f"{folder} was trained from {contract.initial}, the recipe starts from {self.recipe.policy.initial} "
                 "(policy.initial)"
             )
+        trusted = self.recipe.policy.trust_remote_code
         if self.store.marked(f"iterations/t={t}/learn") is None:
             shutil.rmtree(out, ignore_errors=True)
             if (folder / "adapter_config.json").is_file():
-                merge_adapter(self.initial, folder, out)
+                merge_adapter(self.initial, folder, out, trust_remote_code=trusted)
                 shutil.copytree(folder, out / "adapter", dirs_exist_ok=True)
             else:
                 shutil.copytree(folder, out)
-            learner.probe_again(out)
+            learner.probe_again(out, trust_remote_code=trusted)
             contract.write(out)
             steering.write_trained_on(out, steering.read_trained_on(folder))
             self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})
@@ -262,14 +274,16 @@ class Crew:
 
     def held_out(self, t: int | None) -> Rollout:
         """Policy t's answers to the held-out prompts over the grid of directions; None: the initial policy, without one."""
+        if _label(t) in self._held_out:
+            return self._held_out[_label(t)]
         settings = self.recipe.evaluation
         directions = [None] if t is None else self.plan.grid()
         codec = self.plan.codec if t is None else steering.read(self.store.checkpoint_dir(t)).make_codec()
         # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.
         queries = ask_all(self.plan.splits.evaluation, directions, codec, iteration=0, seed=self.recipe.seed)
-        return self.sample(
-            f"evaluation/{_label(t)}", queries, n=settings.samples, sampling=settings.sampling, version=t
-        )
+        out = self.sample(f"evaluation/{_label(t)}", queries, n=settings.samples, sampling=settings.sampling, version=t)
+        self._held_out[_label(t)] = out  # asked twice for the initial policy, whose weights are gone by then
+        return out
 
     def evaluate(self, t: int | None, calibration: Calibration) -> tuple[PolicyEvaluation, list[Scored]]:
         """What policy t's held-out answers are worth, with intervals over prompts."""
@@ -307,9 +321,14 @@ class Crew:
             began, batches = time.monotonic(), _batches(completions, 128)
             known = {}
             for index, result in self.references.map("kl", ((i, (b,)) for i, b in enumerate(batches))):
-                if not isinstance(result, Failed):
+                if isinstance(result, Failed):
+                    self.store.event(
+                        "failed", stage=f"{mark}", shard=index, reason=result.error, samples=len(batches[index])
+                    )
+                else:
                     known |= dict(zip((c.id for c in batches[index]), result, strict=True))
-            self.store.mark(mark, known)
+            if len(known) == len(completions):  # else the next session tries again
+                self.store.mark(mark, known)
             tokens = sum(len(c.token_ids) for c in completions)
             self._account(f"evaluation/{label}-kl", time.monotonic() - began, len(completions), tokens)
         return {key: float(value) for key, value in known.items()}
@@ -317,11 +336,16 @@ class Crew:
     # --- accounts -----------------------------------------------------------------------------------------------------
 
     def _account(self, stage: str, seconds: float, items: int, tokens: int) -> None:
-        """Add to a stage's time, over all sessions of the run; items and tokens are the stage's totals."""
+        """Seconds, items and tokens of a finished stage."""
         stages = dict(self.store.marked("stages") or {})
-        before = stages.get(stage, {}).get("seconds", 0.0)
-        stages[stage] = {"seconds": before + seconds, "items": items, "tokens": tokens}
+        stages[stage] = {"seconds": seconds, "items": items, "tokens": tokens}
         self.store.mark("stages", stages)
+
+    def _account_shards(self, stage: str, shards: str) -> None:
+        """The same from what the ledger notes of every shard, whichever session made it."""
+        made = self.store.shards(shards)
+        seconds, tokens = (sum(shard.notes.get(key, 0) for shard in made) for key in ("seconds", "tokens"))
+        self._account(stage, seconds, sum(shard.rows for shard in made), int(tokens))
 
     def stages(self) -> list[dict[str, Any]]:
         """name, seconds, items, tokens, tokens_per_s of every stage so far, in order."""
@@ -340,6 +364,12 @@ class Crew:
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         self.store.event(kind, **fields)
         print(f"{kind}: {', '.join(f'{k} {v}' for k, v in fields.items())}", flush=True)
+
+
+def _portable(name: str) -> str:
+    """A folder by its absolute path, any other name as it is: every node finds (or makes) its own copy of that."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def _label(t: int | None) -> str:

@@ -20,13 +20,12 @@ from actors.crew import Crew
 from rhumbline import codecs
 from rhumbline.codecs import SteerLM
 from rhumbline.config import Recipe
-from rhumbline.data.ratings import load_ratings
 from rhumbline.examples import from_ratings, from_selected
 from rhumbline.learning import embedded
 from rhumbline.learning.policy import load_tokenizer
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all, ask_in_styles, spread_directions
-from rhumbline.records import Completion, Example, Scored
+from rhumbline.records import Completion, Example, Scored, Selected
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.scalarise import SCALARISATIONS, Standardiser
 from rhumbline.selection import pooled
@@ -48,20 +47,14 @@ def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> Fir
     if recipe.initial.strategy == "adapter":
         wanted = recipe.initial.adapter
         folder = embedded.adapter() if wanted == "embedded" else Path(str(wanted))
-        return adopted(
-            recipe,
-            crew,
-            folder,
-            note=f"t=0 is a finished adapter ({wanted}), trained before this run from the same initial policy.",
-        )
+        contract = crew.adopt(0, folder)
+        said = "the one that Rhumbline ships" if wanted == "embedded" else str(folder)
+        notes = [f"t=0 is a finished policy ({said}), trained before this run from the same initial policy."]
+        if recipe.iterations > 0 and recipe.selection.replay_fraction > 0:
+            notes.append("It brings no samples of its own, so nothing of t=0 is replayed.")
+        return _first(recipe, (), Calibration.from_dict(contract.calibration), tuple(notes))
     strategy = {"relabel": _relabel, "steerlm": _steerlm}[recipe.initial.strategy]
     return strategy(recipe, plan, store, crew)
-
-
-def adopted(recipe: Recipe, crew: Crew, folder: Path, *, note: str) -> First:
-    """A finished adapter or checkpoint as t=0, with the calibration that it was trained under."""
-    contract = crew.adopt(0, folder)
-    return _first(recipe, (), Calibration.from_dict(contract.calibration), (note,))
 
 
 def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
@@ -73,15 +66,16 @@ def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
     directions = spread_directions(prompts, plan.cone, initial.directions_per_prompt, seed=recipe.seed)
     kept = pooled(answers.scored, directions, first.standardiser, SCALARISATIONS[recipe.selection.scalarisation])
     store.publish("iterations/t=0/selected", 0, kept.selected, kept.counts(answers.failed))
-    examples = from_selected(kept.selected, plan.codec, distil=initial.distil)
+    recorded = store.read("iterations/t=0/selected", Selected)  # after a resume, what the earlier session kept
+    examples = from_selected(recorded, plan.codec, distil=initial.distil)
     crew.learn(0, examples, plan.codec, calibration)
     return _first(recipe, examples, calibration, ())
 
 
 def _steerlm(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
     """Annotate the labelled answers with the run's own reward model, as SteerLM does, so that targets and rewards agree."""
-    rows = load_ratings(str(recipe.initial.labelled))
-    tokenizer = load_tokenizer(crew.initial)
+    rows, held_out = plan.labelled()
+    tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
     queries = ask_all([row.prompt for row in rows], [None], plan.codec, iteration=0, seed=recipe.seed)
     completions = [
         Completion(
@@ -106,8 +100,11 @@ def _steerlm(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
     answers = [(s.completion.query.prompt, s.completion.text, s.rewards) for s in scored]
     examples = from_ratings(answers, codec)
     crew.learn(0, examples, codec, calibration)
-    store.event("steerlm", examples=len(examples))
-    return _first(recipe, examples, calibration, ("t=0 is a SteerLM policy: it is asked for target values.",))
+    store.event("steerlm", examples=len(examples), held_out=held_out)
+    notes = ["t=0 is a SteerLM policy: it is asked for target values."]
+    if held_out:
+        notes.append(f"{held_out} labelled answers to held-out prompts were not trained on.")
+    return _first(recipe, examples, calibration, tuple(notes))
 
 
 def _calibrate(crew: Crew, scored: Sequence[Scored]) -> Calibration:

@@ -6,7 +6,8 @@
     generator.generate(queries, 4, recipe.sampling)      # 4 samples per query share one prefill
 
 Two backends behind one interface: vLLM, and transformers for machines without it. Completions echo the policy version
-that made them. Seeds are the queries' own, so a shard that is made again is the same shard. Log-probabilities are raw
+that made them. Seeds are the queries' own, so a shard that is made again is the same shard: on GPUs by vLLM's batch-invariant
+kernels, unless the recipe gives them up for speed (`generator.env: {VLLM_BATCH_INVARIANT: "0"}`). Log-probabilities are raw
 (temperature 1), so that they compare with the learner's.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError, did_you_mean
-from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads
+from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
 from rhumbline.records import Completion, Query
 
 Case = tuple[Encoded, Sequence[float]]  # tokens, and the learner's log-probability of each learned one
@@ -58,9 +59,9 @@ class Generator:
 
     def setup(self) -> None:
         """Load tokenizer and engine; a failure reaches the driver with its reason."""
-        self.tokenizer = load_tokenizer(self.model)
+        self.tokenizer = load_tokenizer(self.model, self.trust_remote_code)
         backend = {"vllm": VLLM, "transformers": Transformers}[self.settings.backend]
-        self.backend: Backend = backend(self.settings, self.model, self.tokenizer, self.trust_remote_code)
+        self.backend: Backend = backend(self.settings, str(resolve(self.model)), self.tokenizer, self.trust_remote_code)
 
     def pid(self) -> int:
         return os.getpid()
@@ -139,6 +140,9 @@ class VLLM(Backend):
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # without it vLLM asks for most of the memory
+        else:
+            # Else a sample depends on what happens to be in its batch. On CPUs it never does.
+            os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if settings.threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # Ray sets it from num_cpus

@@ -28,6 +28,7 @@ from rhumbline.records import Example, Message
 
 NUM_PROBES, PROBE_TOKENS = 4, 64
 RESULT = "training.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's
 COLLECTIVE_TIMEOUT_S = 600  # torch waits 1800 s for a rank that is dead
 _TICK_S = 1.0
 
@@ -49,7 +50,8 @@ def learn(
     """Train and publish `out_dir` atomically; returns `TrainResult` as a dict. Idempotent: a finished run is found again.
 
     `policy_dir` holds the weights that training starts from, `adapter_dir` a LoRA of them to go on with, `teacher_dir`
-    the frozen teacher. `name` and `storage` are how a run finds its state again: never use them for another run.
+    the frozen teacher: names that every node resolves, or absolute paths on storage that they share. `name` and
+    `storage` are how a run finds its state again: never use them for another run.
     `on_step` gets every step's figures as they come. Raises the worker's own error, where it is one of ours, else
     TrainingError.
     """
@@ -67,13 +69,17 @@ def learn(
             "steps": str(steps),
             "failure": str(failure),
             "learner": learner.model_dump(mode="json"),
-            "policy_dir": str(Path(policy_dir).resolve()),
+            "policy_dir": str(policy_dir),
             "adapter_dir": None if adapter_dir is None else str(Path(adapter_dir).resolve()),
-            "teacher_dir": None if teacher_dir is None else str(Path(teacher_dir).resolve()),
+            "teacher_dir": None if teacher_dir is None else str(teacher_dir),
             "out_dir": str(out),
             "seed": seed,
             "trust_remote_code": trust_remote_code,
         }
+        snapshot = storage / name / SNAPSHOT
+        if snapshot.is_file() and durable.parse_json(snapshot.read_bytes()) is None:
+            # Ray Train rewrites it in place: torn by a kill or a full disk, it would refuse every attempt to go on.
+            shutil.rmtree(storage / name, ignore_errors=True)
         with _Steps(name, steps, on_step) as watched:
             _fit(loop, learner, name, storage, watched.look)
         _raise(failure)
@@ -84,11 +90,11 @@ def learn(
     return result
 
 
-def probe_again(folder: Path) -> None:
+def probe_again(folder: Path, trust_remote_code: bool = False) -> None:
     """Write the probe of a checkpoint that no learner made here, such as a merged adapter."""
     text = "A rhumb line crosses every meridian at the same angle."
     user = Message(role="user", content="What is a rhumb line?")
-    _probe(folder, [Example(id="probe", messages=(user,), response=text)])
+    _probe(folder, [Example(id="probe", messages=(user,), response=text)], trust_remote_code)
 
 
 # --- the driver's side ------------------------------------------------------------------------------------------------
@@ -214,16 +220,18 @@ def _raise(failure: Path) -> None:
 
 
 def _worker(loop: dict[str, Any]) -> None:
-    """One rank. A fault of the recipe or the data meets every rank and every attempt: it is left for the driver."""
+    """One rank. A fault of the recipe, the data or a node would meet every attempt: it is left for the driver."""
     import ray.train
 
-    rank = ray.train.get_context().get_world_rank()
+    context, failure = ray.train.get_context(), Path(loop["failure"])
+    if failure.is_file():  # an attempt before this one left it: end, so that the driver reads it
+        return
     try:
-        _train(loop, rank)
+        _train(loop, context.get_world_rank())
     except (UserError, TrainingError) as e:
-        if rank == 0:
-            left = {"kind": type(e).__name__, "message": str(e)}
-            durable.replace(Path(loop["failure"]), json.dumps(left).encode())
+        durable.replace(failure, json.dumps({"kind": type(e).__name__, "message": str(e)}).encode())
+        if context.get_world_size() > 1:  # the others may wait for this rank within a collective
+            raise
 
 
 def _train(loop: dict[str, Any], rank: int) -> None:

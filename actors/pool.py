@@ -201,8 +201,15 @@ class Pool:
         ready, _ = ray.wait(heads, num_returns=1, timeout=_TICK_S)
         now = time.monotonic()
         for replica in self._replicas:
-            while replica.queue and replica.queue[0][0] in ready:
-                ref, unit, _ = replica.queue[0]
+            while replica.queue:
+                ref, unit, deadline = replica.queue[0]
+                if ref not in ready:
+                    if now <= deadline:
+                        break
+                    # ray.wait names one of several ready calls, and who reads the results may have been away for long.
+                    if not ray.wait([ref], timeout=0, fetch_local=False)[0]:
+                        self._lost(replica, retries, results, f"no answer within {self.deadline_s:g} s")
+                        break
                 try:
                     value = ray.get(ref)
                 except _LOST as e:
@@ -218,8 +225,6 @@ class Pool:
                     replica.queue.popleft()
                     self._given_up = 0
                     results[unit.index] = (unit.key, value)
-            if replica.queue and now > replica.queue[0][2]:
-                self._lost(replica, retries, results, f"no answer within {self.deadline_s:g} s")
 
     def _lost(self, replica: _Replica, retries: deque[_Unit], results: dict[int, tuple[Any, Any]], reason: str) -> None:
         """Replace a replica. The unit that it was working on has failed once; those behind it have not begun."""

@@ -2,8 +2,9 @@
 
     kl_N = reference.kl(completions)       # nats per response: log pi(y | x, v) - log pi_initial(y | x)
 
-The initial policy is asked without a direction: it never saw one. E over samples of pi of this difference is the sequence
-KL divergence (k1, unbiased; Schulman 2020); a single value may be negative.
+The initial policy is asked without a direction: it never saw one. Both log-probabilities are at temperature 1. Over samples
+drawn at temperature 1 the mean is the sequence KL divergence (k1, unbiased; Schulman 2020); at another
+evaluation.sampling.temperature it is the mean log-ratio over the answers that were evaluated. One value may be negative.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from rhumbline.records import Completion
 class Reference:
     """Plain Python: tests construct it directly, `Pool` makes it a Ray actor."""
 
-    def __init__(self, model: str, *, token_budget: int, threads: int | None) -> None:
+    def __init__(self, model: str, *, token_budget: int, threads: int | None, trust_remote_code: bool = False) -> None:
         self.model, self.token_budget, self.threads = model, token_budget, threads
+        self.trust_remote_code = trust_remote_code
 
     def setup(self) -> None:
         """Load the weights; a failure reaches the driver with its reason."""
         set_threads(self.threads)
-        self.tokenizer = load_tokenizer(self.model)
-        self.policy = load_policy(self.model)
+        self.tokenizer = load_tokenizer(self.model, self.trust_remote_code)
+        self.policy = load_policy(self.model, trust_remote_code=self.trust_remote_code)
 
     def pid(self) -> int:
         return os.getpid()

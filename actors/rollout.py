@@ -46,7 +46,7 @@ def rollout(
     shards = in_shards(queries, prompts_per_shard)
     generated, scored = f"{stage}/rollouts", f"{stage}/scores"
     before = store.done(scored)
-    failed = 0
+    failed, accounted = 0, 0.0
     store.heartbeat(stage)
     with Progress(stage, len(shards), done=len(before), run=store.path.name) as progress:
         completions = _completions(store, generated, shards, before, generators, n, sampling)
@@ -57,7 +57,9 @@ def rollout(
                 progress.advance(failed=1)
                 continue
             tokens = sum(len(one.completion.token_ids) for one in result)
-            store.publish(scored, index, result, {"tokens": tokens, "at_s": progress.seconds})
+            seconds = progress.seconds
+            store.publish(scored, index, result, {"tokens": tokens, "seconds": seconds - accounted})
+            accounted = seconds
             progress.advance(tokens=tokens)
             store.heartbeat(stage, done=progress.done, total=progress.total)
         seconds = progress.seconds

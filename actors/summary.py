@@ -38,6 +38,7 @@ def write(
     samples = [s for e, scored in everyone for s in pick(scored, label=e.label, objectives=crew.names)]
     selected, machine = _selected(recipe, store), environment()
     stages = crew.stages()
+    losses = [line["learn/loss"] for line in crew.metrics.read() if "learn/loss" in line]
     report = ReportInput(
         name=recipe.name,
         method="Directional preference alignment (rejection sampling, conditioned on the direction)",
@@ -65,7 +66,7 @@ def write(
             "restart from": recipe.policy.restart_from,
             "reward model": crew.reward_model.id,
         },
-        health=check_health(evaluations, initial=initial_json, selected=selected),
+        health=check_health(evaluations, initial=initial_json, selected=selected, losses=losses),
         notes=(
             *first.notes,
             "Directions are said by the system prompt alone; no other words tell the policy what to do.",
@@ -92,7 +93,7 @@ def write(
 
 def _selected(recipe: Recipe, store: RunStore) -> dict[str, Any]:
     """Sums over all iterations of what selection kept, dropped and never got."""
-    totals = {"unique": 0, "duplicates_dropped": 0, "failed": 0}
+    totals = {"unique": 0, "candidates": 0, "duplicates_dropped": 0, "failed": 0}
     for t in range(recipe.iterations + 1):
         for shard in store.shards(f"iterations/t={t}/selected"):
             for key in totals:

@@ -2,10 +2,12 @@
 
     rows = [("generator", 2, 1.0, 1.0), ("learner", 8, 4.0, 1.0)]      # role, count, CPUs and GPUs of each
     lacking(have, totals(rows))            # ['GPU: wanted 10, the cluster has 8'], empty when all is there
+    too_large(nodes(), rows)               # ['learner: each wants 4 CPU and 2 GPU, ...']: an actor never spans nodes
     print("\\n".join(table(rows, have)))
 
 An actor that fits nowhere stays pending for ever and Ray says so only in its logs: this looks like a hang, so a job
-asks first. It is judged by what the nodes have in all: what others use now may become free.
+asks first. It is judged by what the nodes have in all: what others use now may become free. Nodes that an autoscaler has
+not started yet do not count.
 """
 
 from __future__ import annotations
@@ -28,6 +30,19 @@ def lacking(have: Mapping[str, float], wanted: Mapping[str, float]) -> list[str]
         for kind, amount in wanted.items()
         if amount > have.get(kind, 0.0) + 1e-6  # fractions add up with rounding
     ]
+
+
+def too_large(nodes: Sequence[Mapping[str, float]], rows: Sequence[Row]) -> list[str]:
+    """One line per role of which no node could hold a single actor, however idle the cluster."""
+    out = []
+    for role, count, cpus, gpus in rows:
+        each = {"CPU": cpus, "GPU": gpus}
+        if count > 0 and not any(not lacking(node, each) for node in nodes):
+            wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items() if amount > 0)
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+            has = " and ".join(f"{largest.get(kind, 0.0):g} {kind}" for kind in KINDS)
+            out.append(f"{role}: each wants {wanted} on one node, the largest of {len(nodes)} has {has}")
+    return out
 
 
 def table(rows: Sequence[Row], have: Mapping[str, float]) -> list[str]:

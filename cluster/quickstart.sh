@@ -15,13 +15,30 @@ case "${1:-}" in *.yaml) recipe=$1; shift ;; esac
 runs=${RHUMBLINE_RUNS:-$PWD/runs}
 case "$runs" in /*) ;; *) runs=$PWD/$runs ;; esac  # the driver runs in an uploaded copy: a relative path would end there
 
-# The run's name, and any fault of the recipe, before anything is started.
-name=$(python - "$recipe" "$@" <<'PY'
+# The run's name, and any fault of the recipe, before anything is started: also that the run in place is one of another recipe.
+name=$(python - "$runs" "$recipe" "$@" <<'PY'
 import sys
-from rhumbline.config import load
-from rhumbline.errors import EXIT_USER_ERROR, UserError
+from pathlib import Path
+
+import yaml
+from rhumbline import config
+from rhumbline.errors import EXIT_USER_ERROR, ConfigError, UserError
+from rhumbline.store import FREE_KEYS
+
 try:
-    print(load(sys.argv[1], sys.argv[2:]).name)
+    recipe = config.load(sys.argv[2], sys.argv[3:])
+    run = Path(sys.argv[1]) / recipe.name
+    remedy = f"Give the new run a name of its own (name={recipe.name}-2), or move {run} away"
+    resolved = run / "recipe.resolved.yaml"
+    if resolved.is_file():
+        try:
+            before = config.validate(yaml.safe_load(resolved.read_text(encoding="utf-8")), str(resolved))
+        except (OSError, yaml.YAMLError, ConfigError) as e:
+            raise ConfigError(f"{run} was made by another version of Rhumbline: {e}\n{remedy}") from e
+        other = [line for line in config.differences(before, recipe) if line.partition(":")[0] not in FREE_KEYS]
+        if other:
+            raise ConfigError("\n  ".join([f"{run} is a run of another recipe:", *other]) + f"\n{remedy}")
+    print(recipe.name)
 except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
@@ -31,7 +48,7 @@ run=$runs/$name
 resume=()
 if [ -e "$run/report/index.html" ] && grep -q '"state": *"done"' "$run/status.json" 2>/dev/null; then
   echo "already finished: $run/report/index.html"
-  echo "for a new run: make quickstart ARGS=name=$name-2   (or move $run away)"
+  echo "for a new run: make quickstart ARGS=\"name=$name-2\"   (or move $run away)"
   exit 0
 elif [ -e "$run" ]; then
   echo "continuing the unfinished run in $run"

@@ -2,11 +2,10 @@
 
     with session() as have:                # the cluster of `ray job submit`, of RAY_ADDRESS, else one of its own
         have["CPU"]                        # what it has in all
-        with shielded():                   # a signal waits until the shard is recorded
-            store.publish(stage, index, records)
+        nodes()                            # [{'CPU': 64.0, 'GPU': 8.0, ...}, ...]
 
-SIGTERM (`ray job stop`) and SIGINT (Ctrl-C) raise `Stopped`, at once or at the end of a shielded block, and the process
-ends with 143 or 130. What is recorded is safe, so the same command with `--resume` goes on.
+SIGTERM (`ray job stop`) and SIGINT (Ctrl-C) raise `Stopped` at once, and the process ends with 143 or 130. What is recorded
+is safe, so the same command with `--resume` goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -39,16 +37,6 @@ class Stopped(SystemExit):
         return f"stopped by {signal.Signals(self.signum).name}"
 
 
-@dataclass(slots=True)
-class _Shield:
-    depth: int = 0
-    pending: int | None = None  # the signal that arrived inside
-    raised: int | None = None  # the signal that ended the session
-
-
-_shield = _Shield()
-
-
 @contextlib.contextmanager
 def session(
     *, address: str | None = None, num_cpus: float | None = None, dashboard: bool = True, log_to_driver: bool = False
@@ -60,15 +48,15 @@ def session(
     ConnectionError where no cluster answers at the address.
     """
     start(address=address, num_cpus=num_cpus, dashboard=dashboard, log_to_driver=log_to_driver)
-    _shield.raised = None
+    came: list[int] = []
     try:
-        with _signals():
+        with _signals(came):
             yield resources()
     except (SystemExit, KeyboardInterrupt):
-        if _shield.raised is None:
+        if not came:
             raise
         # Within ray.get and ray.wait, Ray puts a SystemExit(1) of its own in the place of ours.
-        stopped = Stopped(_shield.raised)
+        stopped = Stopped(came[0])
         print(f"{stopped}: what is finished is recorded, and the same command with --resume goes on", file=sys.stderr)
         raise stopped from None
     finally:
@@ -110,38 +98,30 @@ def resources() -> dict[str, float]:
     return {str(kind): float(amount) for kind, amount in cluster.cluster_resources().items()}
 
 
-@contextlib.contextmanager
-def shielded() -> Iterator[None]:
-    """A signal that arrives inside is raised at the end of the block. For short work: a stop must not wait long."""
-    _shield.depth += 1
-    try:
-        yield
-    finally:
-        _shield.depth -= 1
-    if _shield.depth == 0 and _shield.pending is not None:
-        signum, _shield.pending = _shield.pending, None
-        _shield.raised = signum
-        raise Stopped(signum)
+def nodes() -> list[dict[str, float]]:
+    """What each living node has in all."""
+    cluster: Any = ray  # the function is untyped
+    return [
+        {str(kind): float(amount) for kind, amount in node["Resources"].items()}
+        for node in cluster.nodes()
+        if node["Alive"]
+    ]
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Ours, after `ray.init`, which installs its own handler for SIGTERM. In a thread there is nothing to install."""
+def _signals(came: list[int]) -> Iterator[None]:
+    """Note and raise a signal; after `ray.init`, which installs its own handler for SIGTERM. In a thread nothing is installed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, _handle) for signum in _SIGNALS}
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        came.append(signum)
+        raise Stopped(signum)
+
+    before = {signum: signal.signal(signum, handle) for signum in _SIGNALS}
     try:
         yield
     finally:
-        _shield.pending = None
         for signum, handler in before.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
-
-
-def _handle(signum: int, _: FrameType | None) -> None:
-    if _shield.depth > 0 and _shield.pending is None:
-        _shield.pending = signum
-        return
-    _shield.pending, _shield.raised = None, signum
-    raise Stopped(signum)  # also for a second signal inside a shield: whoever asks twice means it

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Directional preference alignment: one policy for every direction of a cone (Wang et al. 2024, arXiv:2402.18571).
 
-ray job submit --working-dir . -- python jobs/dpa.py                # the embedded default
+ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/dpa.py --runs /shared/runs   # the embedded default
 python jobs/dpa.py --recipe jobs/recipes/smol.yaml learner.lr=1e-4  # any key of the recipe
 python jobs/dpa.py --recipe jobs/recipes/smol.yaml --resume         # goes on where the ledger stands
 
@@ -55,12 +55,15 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
     from actors.first import first_policy
     from actors.summary import write
     from rhumbline.examples import from_selected, with_replay
+    from rhumbline.records import Selected
     from rhumbline.selection import select
     from rhumbline.steering import read
     from rhumbline.store import RunStore
 
-    with RunStore.create(runs, recipe, resume, asked=asked) as store, Crew(recipe, store, plan) as crew:
-        crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
+    inputs = plan.inputs()
+    with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store, Crew(recipe, store, plan) as crew:
+        if recipe.evaluation.initial_policy:
+            crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
         first = first_policy(recipe, plan, store, crew)
         policies = [crew.evaluate(0, first.calibration)]
         for t in range(1, recipe.iterations + 1):
@@ -71,7 +74,8 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             candidates = [*crew.kept_before(t), *answers.scored]
             kept = select(candidates, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
-            examples = from_selected(kept.selected, plan.codec, distil=recipe.initial.distil)
+            recorded = store.read(f"{stage}/selected", Selected)  # after a resume, what the earlier session kept
+            examples = from_selected(recorded, plan.codec, distil=recipe.initial.distil)
             mixed = with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t)
             crew.learn(t, mixed, plan.codec, first.calibration)
             policies.append(crew.evaluate(t, first.calibration))

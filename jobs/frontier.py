@@ -10,6 +10,8 @@ codec and reward model must be the recipe's; the calibration, and with it the re
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -34,27 +36,37 @@ def main(
     """Evaluate one checkpoint over the directions that it was trained for."""
     with user_errors():
         folder = checkpoint.resolve()
-        named = name or f"frontier-{folder.parent.parent.name}-{folder.name}".replace("=", "")
-        settings = config.load(recipe, [*(overrides or []), f"name={named}", "iterations=0"])
-        plan = Plan.make(settings, policy=folder)
+        judged = ["iterations=0", "initial.strategy=adapter", f"initial.adapter={json.dumps(str(folder))}"]
+        settings = config.load(recipe, [*(overrides or []), f"name={name or named_after(folder)}", *judged])
+        plan = Plan.make(settings)
         from actors.dry_run import check
         from cluster.session import session
 
         with session() as have:
             check(plan, have)
-            run(settings, plan, folder, runs, resume, asked=recipe.read_text(encoding="utf-8"))
+            run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 
-def run(recipe: Recipe, plan: Plan, folder: Path, runs: Path, resume: bool, asked: str) -> None:
+def named_after(folder: Path) -> str:
+    """`frontier-smol-t2` for runs/smol/checkpoints/t=2, `frontier-smol-t2-adapter` for the adapter in it."""
+    parts = list(folder.parts)
+    at = len(parts) - 1 - parts[::-1].index("checkpoints") if "checkpoints" in parts else None
+    told = parts[-2:] if at is None else [parts[at - 1], *parts[at + 1 :]]
+    return "-".join(["frontier", *(re.sub(r"[^A-Za-z0-9._-]", "", part) for part in told)])
+
+
+def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> None:
     """Ask, score, report."""
     from actors.crew import Crew
-    from actors.first import adopted
+    from actors.first import first_policy
     from actors.summary import write
     from rhumbline.store import RunStore
 
-    with RunStore.create(runs, recipe, resume, asked=asked) as store, Crew(recipe, store, plan) as crew:
-        crew.held_out(None)
-        first = adopted(recipe, crew, folder, note=f"The policy is the checkpoint {folder}.")
+    inputs = plan.inputs()
+    with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store, Crew(recipe, store, plan) as crew:
+        if recipe.evaluation.initial_policy:
+            crew.held_out(None)  # before other weights are loaded; aggregated below
+        first = first_policy(recipe, plan, store, crew)
         policies = [crew.evaluate(0, first.calibration)]
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
         print(f"report: {write(recipe, plan, store, crew, initial, policies, first)}")

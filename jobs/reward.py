@@ -44,8 +44,9 @@ def main(
         command = " ".join(["python jobs/reward.py --recipe", _shown(recipe), *(overrides or [])])
         from rhumbline.rewards.labels import gather
         from rhumbline.rewards.regression import check_target
+        from rhumbline.store import lasting
 
-        check_target(folder)
+        check_target(lasting(folder))
         answers = gather(settings)
         if dry_run:
             show(settings, answers, folder)
@@ -63,13 +64,12 @@ def run(recipe: RewardRecipe, answers: Answers, out: Path, local: bool, command:
     from rhumbline.rewards.fitting import describe, fit
     from rhumbline.rewards.invariance import PROBES
 
-    backbone = resolve(recipe.backbone)
-    extracted = (extract_here if local else extract_on_ray)(recipe, str(backbone), [*answers.pairs, *PROBES])
+    extracted = (extract_here if local else extract_on_ray)(recipe, [*answers.pairs, *PROBES])
     features, lengths = zip(*extracted, strict=True)
     features_ND, probes_PD = np.split(np.concatenate(features), [len(answers.pairs)])
     lengths_N, probes_P = np.split(np.concatenate(lengths), [len(answers.pairs)])
 
-    heads, fits = fit(recipe, answers, features_ND, lengths_N, identity(backbone))
+    heads, fits = fit(recipe, answers, features_ND, lengths_N, identity(resolve(recipe.backbone)))
     heads = heads.with_probes(heads.score(probes_PD, probes_P))
     told = describe(recipe, answers, heads, fits, features_ND, lengths_N, command)
     heads.save(out)
@@ -84,11 +84,11 @@ def shards(recipe: RewardRecipe, pairs: list[Pair]) -> list[list[Pair]]:
     return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
-def extract_here(recipe: RewardRecipe, backbone: str, pairs: list[Pair]) -> Iterator[Any]:
+def extract_here(recipe: RewardRecipe, pairs: list[Pair]) -> Iterator[Any]:
     """Features of each shard, in order, by this process."""
     from rhumbline.rewards.features import Extractor
 
-    extractor = Extractor(**_extractor(recipe, backbone))
+    extractor = Extractor(**_extractor(recipe))
     extractor.setup()
     done = 0
     for shard in shards(recipe, pairs):
@@ -97,23 +97,24 @@ def extract_here(recipe: RewardRecipe, backbone: str, pairs: list[Pair]) -> Iter
         print(f"features  {done}/{len(pairs)} answers", flush=True)
 
 
-def extract_on_ray(recipe: RewardRecipe, backbone: str, pairs: list[Pair]) -> Iterator[Any]:
+def extract_on_ray(recipe: RewardRecipe, pairs: list[Pair]) -> Iterator[Any]:
     """The same by a pool of actors."""
     from actors.pool import Failed, Pool
     from actors.progress import Progress
     from cluster import placement
-    from cluster.session import session
+    from cluster.session import nodes, session
     from rhumbline.errors import ResourceError, ScoringError
     from rhumbline.rewards.features import Extractor
 
     wanted, units = recipe.extraction, shards(recipe, pairs)
     rows = [("extractor", wanted.replicas, wanted.num_cpus, wanted.num_gpus)]
     with session() as have:
-        if missing := placement.lacking(have, placement.totals(rows)):
+        missing = [*placement.lacking(have, placement.totals(rows)), *placement.too_large(nodes(), rows)]
+        if missing:
             raise ResourceError(f"the cluster lacks what the recipe asks for (extraction): {'; '.join(missing)}")
         pool = Pool(
             Extractor,
-            _extractor(recipe, backbone),
+            _extractor(recipe),
             role="extractor",
             replicas=wanted.replicas,
             num_cpus=wanted.num_cpus,
@@ -141,12 +142,12 @@ def show(recipe: RewardRecipe, answers: Answers, out: Path) -> None:
     print(f"would write: {out}")
 
 
-def _extractor(recipe: RewardRecipe, backbone: str) -> dict[str, Any]:
+def _extractor(recipe: RewardRecipe) -> dict[str, Any]:
     from rhumbline.rewards.fitting import spec_of
 
     wanted = recipe.extraction
     return {
-        "folder": backbone,
+        "folder": recipe.backbone,
         "spec": spec_of(recipe),
         "token_budget": wanted.token_budget,
         "threads": wanted.threads,

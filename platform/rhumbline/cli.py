@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from rhumbline import __version__
-from rhumbline.errors import EXIT_USER_ERROR, UserError
+from rhumbline.errors import EXIT_USER_ERROR, StoreError, UserError
 
 app = typer.Typer(
     help="Align one language model to many people at once: preference directions in reward space, on Ray.",
@@ -47,12 +47,18 @@ RunsFolder = Annotated[
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A UserError becomes one message on stderr and exit code 2; anything else keeps its traceback. Jobs use it too."""
+    """A UserError becomes one message on stderr and exit code 2, a run directory that cannot be written one and exit code 1.
+
+    Anything else keeps its traceback. Jobs use it too.
+    """
     try:
         yield
     except (UserError, ConnectionError) as e:  # the latter: no Ray cluster answers where the job was told to look
         print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except StoreError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -119,16 +125,13 @@ def recipes_show(
 
 @recipes_app.command("check")
 def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Load a recipe and say its region of directions in its codec. Exit code 2 with every fault by its path."""
-    from rhumbline import codecs, config, directions, recipes
+    """Load a recipe, build its rewards, and say its directions in its codec. Exit code 2 with every fault by its path."""
+    from rhumbline import config, plan, recipes
 
     path = recipes.find(recipe)
     loaded = config.load(path, overrides or [])
-    names = list(loaded.rewards.objectives)
-    codec = codecs.make(loaded.directions.codec, names, loaded.directions.codec_options)
-    for direction_K in directions.region(loaded.directions, names).grid(9):
-        codec.render(tuple(direction_K.tolist()))  # a codec may be unable to say some directions of the region
-    typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(names)}, codec {loaded.directions.codec}")
+    cone, codec = plan.check(loaded, dry_run=True)
+    typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(cone.names)}, codec {codec.name}")
 
 
 @data_app.command("inspect")

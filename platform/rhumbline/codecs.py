@@ -366,7 +366,11 @@ def conversation(codec: Codec, direction: Sequence[float] | None, messages: Sequ
     """
     if direction is None:
         return tuple(messages)
-    line = codec.render(direction)
+    return in_front(codec.render(direction), messages)
+
+
+def in_front(line: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """`messages` under a rendered line: it opens the system message, which the prompt's own one continues."""
     own = messages[0].content if messages and messages[0].role == "system" else None
     rest = messages if own is None else messages[1:]
     return (Message(role="system", content=f"{line}\n\n{own}" if own and own.strip() else line), *rest)

@@ -4,8 +4,12 @@
     recipe.learner.lr                      # 1e-4
 
 Class defaults are a vetted recipe for models of 1B and more; the YAML files under `jobs/recipes` say what differs. A
-recipe may name another one to start from: `extends: dpa.yaml`. Unknown keys are errors with the key's path and a
-did-you-mean.
+recipe may name another one to start from: `extends: dpa.yaml`. What lies over something else (a recipe over the one that it
+extends, an override over both) adds to its mappings; an empty mapping, `{}`, empties them, and another `directions.codec`
+starts without the options of the one before. Unknown keys are errors with the key's path and a did-you-mean.
+
+YAML 1.1 takes 1e-5 for text. Where a key is a number, it becomes one; in mappings that are passed on as they are
+(generator.engine, learner.deepspeed) text stays text: write 1.0e-5 there.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class Rule(Section):
     """One rule of `rewards.rules`, by name: a head on 0-100 computed from the text alone."""
 
     rule: str  # a key of rhumbline.rewards.rules.RULES
-    options: dict[str, float | str] = {}  # passed to the rule under their own names
+    options: dict[str, float] = {}  # passed to the rule under their own names
 
 
 class RegressionSource(Section):
@@ -149,7 +153,7 @@ class Learner(Section):
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
     epochs: int = Field(2, gt=0)
     batch_size: int = Field(64, gt=0)  # samples per optimiser step, over all workers
@@ -165,7 +169,7 @@ class Learner(Section):
 
 
 class Prompts(Section):
-    path: str = "embedded"  # JSONL(.gz), Parquet or a hub name; 'embedded' are the shipped ones; relative to the recipe
+    path: str = "embedded"  # JSONL(.gz) or Parquet, from where the job starts; a hub name; 'embedded': those shipped
     split: str | None = None  # a named split of a hub data set
     limit: int | None = Field(None, gt=0)
     evaluation: int = Field(64, gt=0)  # prompts held out by hash for evaluation
@@ -187,11 +191,9 @@ class Initial(Section):
         None  # adapter: a folder with a LoRA of policy.initial and steering.json; 'embedded' is shipped
     )
     styles: dict[str, Style] = {"plain": Style(samples=4)}  # relabel: what to sample from the initial policy
-    distil: bool = (
-        False  # relabel: learn the initial policy's distribution when asked in a style, not its samples alone
-    )
+    distil: bool = False  # learn the distribution of the policy that sampled in a style's words, not its samples alone
     fade: float = Field(0.0, ge=0, lt=1)  # fade ** t of the queries of t >= 1 still carry a style's words
-    labelled: str | None = None  # steerlm: a file of prompt, response, ratings; relative to the recipe
+    labelled: str | None = None  # steerlm: prompt, response, ratings; a file, from where the job starts, or a hub name
     directions_per_prompt: int = Field(5, gt=0)
     learner: dict[str, Any] = {}  # overrides of `learner` for this stage
 
@@ -204,7 +206,8 @@ class Selection(Section):
 
 
 class Evaluation(Section):
-    angles_deg: list[float] | None = None  # K=2: directions to evaluate; None: `grid` evenly spaced over the region
+    # K=2: directions to evaluate; None: `grid` evenly spaced over the region
+    angles_deg: list[float] | None = Field(None, min_length=1)
     grid: int = Field(10, ge=2)
     samples: int = Field(2, gt=0)
     sampling: Sampling = Sampling(temperature=0.7)
@@ -268,6 +271,8 @@ class Recipe(Section):
             raise ValueError("initial.strategy 'adapter' needs initial.adapter: the conditioned policy to start from")
         if self.initial.strategy == "steerlm" and self.initial.labelled is None:
             raise ValueError("initial.strategy 'steerlm' needs initial.labelled: prompts, responses and ratings")
+        if self.initial.strategy == "relabel" and not self.initial.styles:
+            raise ValueError("initial.strategy 'relabel' needs initial.styles: {plain: {samples: 4}} is the least")
         try:
             self.learner_for_initial()
         except ValidationError as e:
@@ -293,7 +298,7 @@ def read(
     path: str | Path, overrides: list[str] | tuple[str, ...] = (), example: str = "learner.lr=1e-5"
 ) -> dict[str, Any]:
     """Plain data of any kind of recipe, what it `extends` and the overrides laid in; not yet validated. Raises ConfigError."""
-    raw = _read(Path(path), ())
+    laid = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
@@ -304,7 +309,12 @@ def read(
             raise ConfigError(f"override {override!r}: the value is not YAML: {e}") from None
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
-        raw = _merge(raw, parsed, whole=frozenset())
+        laid.append(parsed)
+    raw = _read(Path(path), ())
+    for over in laid:  # first, so that options given before the codec stand as well as those after it
+        raw = _without_options(raw, over)
+    for over in laid:
+        raw = _merge(raw, over, whole=frozenset())
     return raw
 
 
@@ -315,7 +325,7 @@ def build(schema: type[S], raw: dict[str, Any], origin: str) -> S:
     """`raw` as a `schema`, named after the file `origin` unless it says otherwise. Raises ConfigError."""
     raw.setdefault("name", Path(origin).stem)
     try:
-        return schema.model_validate(_numbers(raw))
+        return schema.model_validate(raw)
     except ValidationError as e:
         raise ConfigError("\n".join(f"{origin}: {explain(fault, schema)}" for fault in e.errors())) from None
 
@@ -349,7 +359,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends must name one recipe file, found {base!r}")
     raw.setdefault("name", path.stem)
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), raw)
+    return _merge(_without_options(_read(path.parent / base, (*seen, path.resolve())), raw), raw)
+
+
+def _without_options(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` without its directions.codec_options where `over` names another codec: they are that codec's own."""
+    old, new = base.get("directions"), over.get("directions")
+    if not isinstance(old, dict) or not isinstance(new, dict) or new.get("codec") in (None, old.get("codec")):
+        return base
+    return base | {"directions": {key: value for key, value in old.items() if key != "codec_options"}}
 
 
 # Maps whose keys are the user's own names: a recipe that extends another replaces them whole, it does not add to them.
@@ -357,27 +375,14 @@ _WHOLE = frozenset({"objectives", "styles", "axis", "reference_point"})
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any], whole: frozenset[str] = _WHOLE) -> dict[str, Any]:
+    """`over` laid over `base`, mapping by mapping; an empty one in `over` replaces what it lies on."""
     out = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict) and key not in whole:
+        if isinstance(value, dict) and value and isinstance(out.get(key), dict) and key not in whole:
             out[key] = _merge(out[key], value, whole)
         else:
             out[key] = value
     return out
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text: what looks like such a number becomes one."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -193,11 +193,6 @@ def region(directions: config.Directions, names: Sequence[str]) -> Cone:
     return Cone(tuple(names), parse(directions.axis or {}, names), directions.half_angle_deg)
 
 
-def resolve(v: Sequence[float] | Array, cone: Cone) -> tuple[Direction, bool]:
-    """What a server does with a wish: (the direction that is used, whether it had to be projected)."""
-    return cone.project(v)
-
-
 def parse(
     wish: str | Mapping[str, float] | Sequence[float],
     names: Sequence[str],

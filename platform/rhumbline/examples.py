@@ -11,23 +11,22 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rhumbline.codecs import Codec, SteerLM, conversation
+from rhumbline.codecs import Codec, SteerLM, conversation, in_front
 from rhumbline.queries import derive_seed
-from rhumbline.records import Example, Message, Prompt, Selected
+from rhumbline.records import Example, Prompt, Selected
 
 
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
     """One example per kept completion. A response that was cut at max_tokens does not teach its end.
 
-    distil: where a sample was asked in a style's words, the frozen initial policy, asked in those words and without a
-    direction, is the teacher of the response's distribution; the student is asked by the direction alone (context
-    distillation, arXiv:2209.15189).
+    distil: where a sample was asked in a style's words, the policy that sampled it, frozen and asked as it was asked (in the
+    words, and from t=1 on with a direction too), is the teacher of the response's distribution; the student is asked by the
+    direction alone (context distillation, arXiv:2209.15189).
     """
     examples = []
     for index, kept in enumerate(selected):
         completion = kept.scored.completion
         query, prompt = completion.query, completion.query.prompt
-        in_words = (*prompt.messages[:-1], query.messages[-1])  # the words are in the last turn
         examples.append(
             Example(
                 id=f"t{query.iteration}/{completion.id}#{index}",
@@ -35,7 +34,7 @@ def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = 
                 response=completion.text,
                 complete=completion.finish_reason == "stop",
                 direction=kept.direction,
-                teacher=in_words if distil and query.style else None,
+                teacher=query.messages if distil and query.style else None,
             )
         )
     return examples
@@ -45,11 +44,10 @@ def from_ratings(rows: Iterable[tuple[Prompt, str, Sequence[float]]], codec: Ste
     """SteerLM: a labelled response under the values that it really has, (prompt, response, (K,) objectives on 0-100)."""
     examples = []
     for index, (prompt, response, values_K) in enumerate(rows):
-        line = codec.render_targets(tuple(values_K))
         examples.append(
             Example(
                 id=f"t0/{prompt.id}#{index}",
-                messages=(Message(role="system", content=line), *(m for m in prompt.messages if m.role != "system")),
+                messages=in_front(codec.render_targets(tuple(values_K)), prompt.messages),
                 response=response,
             )
         )

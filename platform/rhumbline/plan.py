@@ -7,6 +7,7 @@ plan.wanted                            # [Want(role='generator', count=1, num_cp
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import Recipe, Style
+from rhumbline.config import Recipe, RegressionSource, Style
 from rhumbline.data.chat import prompt_ids
-from rhumbline.data.prompts import Splits, load_prompts, split_by_hash
+from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
+from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
-from rhumbline.errors import ConfigError, DataError, HubError
+from rhumbline.errors import CodecError, ConfigError, DataError, HubError
 from rhumbline.learning import embedded
 from rhumbline.queries import ask, said_in
 from rhumbline.records import Query
@@ -45,7 +47,7 @@ class Size:
     prompts: int
     queries: int
     samples: int
-    max_tokens: int  # response tokens at most
+    max_tokens: int  # response tokens that are sampled, at most; none where the answers are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +58,71 @@ class Plan:
     codec: Codec
     sizes: tuple[Size, ...]
     wanted: tuple[Want, ...]
+    rated: tuple[Rated, ...] = ()  # steerlm: all rows of initial.labelled; `labelled` says which are used
     unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
-    def make(cls, recipe: Recipe, *, policy: Path | None = None, dry_run: bool = False) -> Plan:
+    def make(cls, recipe: Recipe, *, dry_run: bool = False) -> Plan:
         """Load the prompts, build region and codec, count. Raises the UserError that the run would end with.
 
-        policy: a finished checkpoint that is to be judged; prompts that it, or t=0's adapter, was trained on are not held out.
-        dry_run: prompts of a hub that cannot be reached from here are left uncounted: the cluster may reach it.
+        Prompts that a finished policy to start from was trained on are not held out.
+        dry_run: data of a hub that cannot be reached from here are left uncounted: the cluster may reach it.
         """
-        names = list(recipe.rewards.objectives)
-        cone = region(recipe.directions, names)
-        codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
-        for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
-            codec.render(tuple(direction_K.tolist()))
-        check_first(recipe, codec, dry_run=dry_run)
+        cone, codec = check(recipe, dry_run=dry_run)
+        steerlm = recipe.initial.strategy == "steerlm"
         try:
             prompts = load_prompts(recipe.prompts.path, recipe.prompts.split, recipe.prompts.limit)
+            rated = tuple(load_ratings(str(recipe.initial.labelled))) if steerlm else ()
         except HubError as e:
             if not dry_run:
                 raise
             empty = Splits(d1=(), d2=(), evaluation=(), left_out=())
-            return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), str(e))
-        trained_on = steering.read_trained_on(policy if policy is not None else _adapter(recipe) or "")
+            return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), unknown=str(e))
+        adapter = _adapter(recipe)
+        trained_on = frozenset[str]() if adapter is None else steering.read_trained_on(adapter)
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed, trained_on)
-        return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits)), tuple(wanted(recipe)))
+        usable = _not_held_out(rated, splits)
+        if steerlm and len(usable) < 2:  # the calibration needs two
+            raise DataError(
+                f"{recipe.initial.labelled}: {len(usable)} of {len(rated)} labelled answers are to prompts that are not held "
+                "out for evaluation, t=0 needs 2 (initial.labelled, prompts.evaluation)"
+            )
+        return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits, usable)), tuple(wanted(recipe)), rated)
 
-    def check_prompts(self, tokenizer: Any) -> None:
-        """Raises DataError for a prompt that is longer than prompts.max_prompt_tokens or the generator's context."""
-        settings, context = self.recipe.prompts, self.recipe.generator.engine.get("max_model_len")
+    def labelled(self) -> tuple[list[Rated], int]:
+        """steerlm: the labelled answers that t=0 learns, and how many were dropped: those to prompts that are held out.
+
+        A prompt counts as held out where its first turn is that of an evaluation prompt or of one that was left out.
+        """
+        usable = _not_held_out(self.rated, self.splits)
+        return usable, len(self.rated) - len(usable)
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of what a run reads from elsewhere. One that goes on must find the same."""
+        parts = (self.splits.d1, self.splits.d2, self.splits.evaluation)
+        prompts = "\n".join(" ".join(prompt_id_of(prompt.messages) for prompt in part) for part in parts)
+        found = {
+            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+            "reward model": RewardModel.build(self.recipe.rewards, tokenise=lambda _: []).id,
+        }
+        folder = _adapter(self.recipe)
+        if folder is not None:
+            digest = hashlib.sha256()
+            for file in sorted(folder.glob("*.safetensors")):
+                digest.update(file.read_bytes())
+            found["policy (initial.adapter)"] = digest.hexdigest()
+        if self.rated:
+            found["labelled answers"] = hashlib.sha256(repr(self.rated).encode()).hexdigest()
+        return found
+
+    def check_prompts(self, tokenizer: Any, context: int | None = None) -> None:
+        """Raises DataError for a prompt that is longer than prompts.max_prompt_tokens or the context.
+
+        context: what the model itself can read (max_position_embeddings); generator.engine.max_model_len goes before it.
+        """
+        settings, asked_for = self.recipe.prompts, self.recipe.generator.engine.get("max_model_len")
+        limit = "of the model" if asked_for is None else "(generator.engine.max_model_len)"
+        context = context if asked_for is None else int(asked_for)
         longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
         direction = tuple(self.cone.grid(2)[-1].tolist())
         wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
@@ -96,10 +134,11 @@ class Plan:
                     f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, more than "
                     f"{settings.max_prompt_tokens} (prompts.max_prompt_tokens): shorten or drop it, or raise the limit"
                 )
-            if context is not None and tokens + longest > int(context):
+            if context is not None and tokens + longest > context:
                 raise DataError(
                     f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, which with "
-                    f"{longest} sampled ones exceeds the context of {context} (generator.engine.max_model_len)"
+                    f"{longest} sampled ones exceeds the context of {context} {limit}: shorten or drop it, or lower "
+                    "sampling.max_tokens and evaluation.sampling.max_tokens"
                 )
 
     def queries(self, t: int, codec: Codec) -> list[Query]:
@@ -117,15 +156,14 @@ class Plan:
         )
 
     def first_queries(self, n: int) -> list[Query]:
-        """Of the first n prompts of t=1 one query each, as it will be asked."""
-        return self.queries(1, self.codec)[:: self.recipe.directions.per_prompt][:n]
+        """Of the first n prompts of t=1 one query each, as it is trained on: no style's words beside the direction."""
+        recipe, prompts = self.recipe, self.splits.half(1)[:n]
+        queries = ask(prompts, self.cone, self.codec, recipe.directions, iteration=1, seed=recipe.seed)
+        return queries[:: recipe.directions.per_prompt]
 
     def grid(self) -> list[tuple[float, ...]]:
         """The directions that every policy is evaluated on."""
-        evaluation = self.recipe.evaluation
-        if evaluation.angles_deg is not None:
-            return [from_angle_deg(a) for a in evaluation.angles_deg]
-        return [tuple(v_K.tolist()) for v_K in self.cone.grid(evaluation.grid)]
+        return _grid(self.recipe, self.cone)
 
     def lines(self, rendered: Sequence[str] = ()) -> list[str]:
         """For people. `rendered`: training samples with their loss mask, where a tokenizer could be had."""
@@ -160,6 +198,26 @@ class Plan:
         return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
 
 
+def check(recipe: Recipe, *, dry_run: bool = False) -> tuple[Cone, Codec]:
+    """Region and codec of a recipe, and whether the two, the rewards and t=0 go together. Reads no prompts.
+
+    dry_run: a reward model that is not on this machine is left to the cluster. Raises the UserError of what does not fit.
+    """
+    names = list(recipe.rewards.objectives)
+    cone = region(recipe.directions, names)
+    codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
+    for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
+        codec.render(tuple(direction_K.tolist()))
+    for direction in _grid(recipe, cone):
+        try:
+            codec.render(direction)
+        except CodecError as e:
+            key = "grid" if recipe.evaluation.angles_deg is None else "angles_deg"
+            raise CodecError(f"evaluation.{key}: {e}") from None
+    check_first(recipe, codec, dry_run=dry_run)
+    return cone, codec
+
+
 def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
     """Rewards and t=0, as far as they can be judged without weights. Raises ConfigError or CodecError.
 
@@ -169,12 +227,28 @@ def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
     try:
         model = RewardModel.build(recipe.rewards, tokenise=lambda _: [])
     except ConfigError:
-        if dry_run and any(s.kind == "regression" and not Path(s.path).exists() for s in recipe.rewards.sources):
+        if dry_run and any(isinstance(s, RegressionSource) and _elsewhere(s.path) for s in recipe.rewards.sources):
             return
         raise
     folder = _adapter(recipe)
     if folder is not None:
         steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
+
+
+def _elsewhere(path: str) -> bool:
+    """True for a reward model's folder that is not on this machine; the embedded one always is."""
+    return path != "embedded" and not Path(path).expanduser().exists()
+
+
+def _grid(recipe: Recipe, cone: Cone) -> list[tuple[float, ...]]:
+    if recipe.evaluation.angles_deg is not None:
+        return [from_angle_deg(a) for a in recipe.evaluation.angles_deg]
+    return [tuple(v_K.tolist()) for v_K in cone.grid(recipe.evaluation.grid)]
+
+
+def _not_held_out(rated: Sequence[Rated], splits: Splits) -> list[Rated]:
+    held = {turn_id(prompt) for prompt in (*splits.evaluation, *splits.left_out)}
+    return [row for row in rated if turn_id(row.prompt) not in held]
 
 
 def _adapter(recipe: Recipe) -> Path | None:
@@ -197,16 +271,17 @@ def wanted(recipe: Recipe) -> list[Want]:
     return out
 
 
-def _sizes(recipe: Recipe, splits: Splits) -> list[Size]:
+def _sizes(recipe: Recipe, splits: Splits, labelled: Sequence[Rated]) -> list[Size]:
     def size(stage: str, prompts: int, queries_each: int, samples_each: int, max_tokens: int) -> Size:
         queries = prompts * queries_each
         samples = queries * samples_each
         return Size(stage=stage, prompts=prompts, queries=queries, samples=samples, max_tokens=samples * max_tokens)
 
     out, longest = [], recipe.sampling.max_tokens
+    if labelled:
+        asked = len({row.prompt.id for row in labelled})
+        out.append(Size(stage="t=0, labelled", prompts=asked, queries=asked, samples=len(labelled), max_tokens=0))
     if recipe.initial.strategy == "relabel":
-        if not splits.d2:
-            raise DataError("no prompts are left for t=0 (prompts.limit, prompts.evaluation)")
         each = sum(style.samples for style in recipe.initial.styles.values())
         out.append(size("t=0", len(splits.d2), each, 1, longest))
     for t in range(1, recipe.iterations + 1):

@@ -18,7 +18,7 @@ import numpy as np
 
 from rhumbline.codecs import Codec, conversation
 from rhumbline.config import Directions, Style
-from rhumbline.directions import Cone, Direction
+from rhumbline.directions import Cone, Direction, angle_deg, from_angle_deg
 from rhumbline.records import Message, Prompt, Query
 
 
@@ -130,20 +130,21 @@ def spread_directions(
 ) -> dict[str, list[Direction]]:
     """For pooled selection: `per_prompt` directions of each prompt, spread over the cone instead of left to chance.
 
-    K=2: both ends of the arc, where the contrast is, and between them stratified angles, one uniform draw in each of
-    `per_prompt` - 2 equal arcs. K>2: uniform on the cap.
+    K=2: both ends of the arc, the high one first and the low one last, where the contrast is, and between them stratified
+    angles, one uniform draw in each of `per_prompt` - 2 equal arcs; a full circle has no ends, only strata. K>2: uniform on
+    the cap.
     """
     out: dict[str, list[Direction]] = {}
     for prompt in prompts:
         rng = np.random.default_rng(derive_seed(seed, "spread", prompt.id))
         if len(cone.names) == 2:
-            high, low = cone.grid(2)
-            start, end = np.arctan2(high[1], high[0]), np.arctan2(low[1], low[0])
-            between = max(per_prompt - 2, 0)
-            share_N = np.array([0.0, *((np.arange(between) + rng.uniform(size=between)) / max(between, 1)), 1.0])
-            share_N = share_N if per_prompt > 1 else rng.uniform(size=per_prompt)
-            angle_N = start + share_N * (end - start)
-            drawn_NK = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1)
+            middle, half = angle_deg(cone.axis), cone.half_angle_deg
+            ends = per_prompt > 1 and half < 180
+            between = per_prompt - 2 if ends else per_prompt
+            share_N = (np.arange(between) + rng.uniform(size=between)) / max(between, 1)
+            if ends:
+                share_N = np.array([0.0, *share_N, 1.0])
+            drawn_NK = np.array([from_angle_deg(round(middle + half * (1 - 2 * share), 9)) for share in share_N])
         else:
             drawn_NK = cone.sample(rng, per_prompt)
         out[prompt.id] = [tuple(v_K.tolist()) for v_K in drawn_NK]

@@ -45,7 +45,7 @@ class Query:
     iteration: int  # t
     direction: tuple[float, ...] | None  # (K,) unit vector, recipe order; None = asked without a direction
     direction_index: int  # which of the prompt's queries this is, from 0
-    style: str  # words added to the user's turn for contrast (t=0 only); never trained on
+    style: str  # whose words were added to the user's turn for contrast (t=0; later by initial.fade); never trained on
     messages: tuple[Message, ...]  # rendered by the codec: system, turns, style
     seed: int  # derived from (run seed, iteration, prompt id, direction index)
 
@@ -99,4 +99,4 @@ class Example:
     complete: bool = True  # False: the response was cut, so its end token is not learned
     weight: float = 1.0  # loss weight
     direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
-    teacher: tuple[Message, ...] | None = None  # turns under which the initial policy is the teacher; None: no teacher
+    teacher: tuple[Message, ...] | None = None  # turns under which the frozen teacher is asked; None: no teacher

@@ -9,6 +9,7 @@ A run that says `running` and has not beaten for a minute is `stale`: its driver
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,8 +41,7 @@ class Run:
 def read(path: Path) -> Run:
     """The run in `path`. Raises RunError where there is none."""
     if not (path / _RECIPE).is_file():
-        near = did_you_mean(path.name, _names(path.parent))
-        raise RunError(f"no run at {path} (it would hold {_RECIPE}).{near} `rhumbline runs ls` lists runs")
+        raise no_run(path)
     status = _json(path / "status.json")
     beat = status.get("heartbeat")
     age_s = None if beat is None else max(0.0, time.time() - float(beat))
@@ -59,6 +59,12 @@ def read(path: Path) -> Run:
         reason=str(status.get("reason") or ""),
         report=report if report.is_file() else None,
     )
+
+
+def no_run(path: Path) -> RunError:
+    """What to raise where `path` holds no run."""
+    near = did_you_mean(path.name, _names(path.parent))
+    return RunError(f"no run at {path} (it would hold {_RECIPE}).{near} `rhumbline runs ls` lists runs")
 
 
 def all_runs(folder: str | Path) -> list[Run]:
@@ -97,16 +103,17 @@ def _work(path: Path) -> Iterator[str]:
     for entry in latest.values():
         shards[str(entry.get("stage"))] += 1
         rows[str(entry.get("stage"))] += int(entry.get("rows", 0))
-    for stage in sorted(shards):
+    for stage in sorted(shards, key=_in_order):
         yield f"done        {stage}: {shards[stage]} shards, {rows[stage]:,} rows"
-    checkpoints = sorted(p.name for p in (path / "checkpoints").glob("t=*")) if (path / "checkpoints").is_dir() else []
+    checkpoints = sorted((found.name for found in (path / "checkpoints").glob("t=*")), key=_in_order)
     if checkpoints:
         yield f"checkpoints {', '.join(checkpoints)}"
 
 
 def _results(path: Path) -> Iterator[str]:
     summary = _json(path / "report/summary.json")
-    iterations = summary.get("iterations") or [_json(file) for file in sorted((path / "evaluation").glob("t=*.json"))]
+    files = sorted((path / "evaluation").glob("t=*.json"), key=lambda file: _in_order(file.name))
+    iterations = summary.get("iterations") or [_json(file) for file in files]
     for result in iterations:
         if result.get("t") is None:
             continue
@@ -128,6 +135,11 @@ def _interval(name: str, value: Any) -> list[str]:
     text = f"{name} {value['value']:.4g}"
     known = value.get("low") is not None and value.get("high") is not None
     return [f"{text} [{value['low']:.4g}, {value['high']:.4g}]" if known else text]
+
+
+def _in_order(name: str) -> list[str | int]:
+    """A sorting key under which t=2 comes before t=10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def _names(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
     kept = best_of_n(scored, standardiser)                            # DPA: argmax of v . z within each query
     kept = pooled(scored, {"p1": [(1.0, 0.0), (0.8, -0.6)]}, standardiser)
     kept.selected[0].value                                            # the scalar that was maximised
-    kept.duplicates_dropped, kept.groups, kept.unique
+    kept.candidates, kept.duplicates_dropped, kept.groups, kept.unique
 
 Because a reward vector does not depend on a direction, `pooled` ranks all samples of a prompt for any direction at no
 cost. Ties go to the first in the order given; samples with the same text count once. N samples, K objectives.
@@ -28,12 +28,18 @@ class Selection:
     """What a selection kept."""
 
     selected: tuple[Selected, ...]  # in the order of the groups
-    duplicates_dropped: int  # samples whose text an earlier one of their group had
+    candidates: int  # samples that were scored and considered, before duplicates were dropped
+    duplicates_dropped: int  # of them, those whose text an earlier one of their group had
     groups: int  # in which one sample was picked per direction
 
     def counts(self, failed: int) -> dict[str, int]:
-        """What the report's summary says of it; `failed` samples never came back."""
-        return {"unique": self.unique, "duplicates_dropped": self.duplicates_dropped, "failed": failed}
+        """What the report's summary says of it; `failed` samples never came back, so they are no candidates."""
+        return {
+            "unique": self.unique,
+            "candidates": self.candidates,
+            "duplicates_dropped": self.duplicates_dropped,
+            "failed": failed,
+        }
 
     @property
     def unique(self) -> int:
@@ -72,7 +78,8 @@ def best_of_n(scored: Iterable[Scored], standardiser: Standardiser, scalarise: S
         direction = group[0].completion.query.direction
         assert direction is not None
         selected.append(_best(candidates, _standardised(candidates, standardiser), direction, scalarise))
-    return Selection(selected=tuple(selected), duplicates_dropped=dropped, groups=len(groups))
+    considered = sum(map(len, groups.values()))
+    return Selection(selected=tuple(selected), candidates=considered, duplicates_dropped=dropped, groups=len(groups))
 
 
 def pooled(
@@ -88,30 +95,17 @@ def pooled(
     pools: dict[str, list[Scored]] = {}
     for one in scored:
         pools.setdefault(one.completion.query.prompt.id, []).append(one)
-    selected, dropped, groups = [], 0, 0
+    selected, considered, dropped, groups = [], 0, 0, 0
     for prompt_id, wanted in directions.items():
         if prompt_id not in pools:
             continue
         candidates, duplicates = drop_duplicates(pools[prompt_id])
         z_NK = _standardised(candidates, standardiser)
+        considered += len(pools[prompt_id])
         dropped += duplicates
         groups += 1
         selected += [_best(candidates, z_NK, direction, scalarise) for direction in wanted]
-    return Selection(selected=tuple(selected), duplicates_dropped=dropped, groups=groups)
-
-
-def rank_arc(
-    scored: Iterable[Scored],
-    standardiser: Standardiser,
-    grid: Sequence[Direction],
-    scalarise: Scalarisation = linear,
-) -> Selection:
-    """Relabel unconditioned samples: each gets the directions of `grid` for which it is the best of its prompt's pool.
-
-    `grid` is the same for every prompt, e.g. `Cone.grid(7)` as tuples; prompts come in the order of their first sample.
-    """
-    rows = list(scored)
-    return pooled(rows, {one.completion.query.prompt.id: grid for one in rows}, standardiser, scalarise)
+    return Selection(selected=tuple(selected), candidates=considered, duplicates_dropped=dropped, groups=groups)
 
 
 def drop_duplicates(group: Sequence[Scored]) -> tuple[list[Scored], int]:

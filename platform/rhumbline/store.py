@@ -19,6 +19,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ FREE_KEYS = frozenset(
 )
 R = TypeVar("R", bound=Record)
 _RECIPE, _ENV, _LEDGER = "recipe.resolved.yaml", "env.json", "ledger.jsonl"
+_INPUTS = "inputs.json"  # hashes of what the run reads from elsewhere
 _PART = re.compile(r"[A-Za-z0-9=_-][A-Za-z0-9=._-]*")
 _PACKAGES = (
     "rhumbline",
@@ -91,30 +93,44 @@ class RunStore:
         self._intact: dict[str, tuple[int, int, str]] = {}  # file -> size, mtime and hash when last checked
 
     @classmethod
-    def create(cls, root: str | Path, recipe: config.Recipe, resume: bool, *, asked: str | None = None) -> Self:
+    def create(
+        cls,
+        root: str | Path,
+        recipe: config.Recipe,
+        resume: bool,
+        *,
+        asked: str | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> Self:
         """Make `root/<recipe.name>`, or go on with it. `asked` is the recipe as it was written, kept as recipe.yaml.
 
+        `inputs` names what the run reads from elsewhere, by hashes (prompts, reward model, policy): the same when it goes on.
         Raises RunError, and leaves the directory alone, where it exists already (without `resume`), belongs to another
-        recipe, or is in use by a living driver. With `resume`, a directory that is not there yet is simply made.
+        recipe or other inputs, is in use by a living driver, or lies where Ray throws it away. With `resume`, a directory
+        that is not there yet is simply made.
         """
-        path = Path(root) / recipe.name
+        path = lasting(Path(root)) / recipe.name
         try:
             path.mkdir(parents=True, exist_ok=True)
             before = {entry.name for entry in path.iterdir()}
         except OSError as e:
             raise RunError(f"run directory {path} cannot be made: {e.strerror or e}") from e
-        changes = _resumable(path, recipe, before, resume)
+        changes = _resumable(path, recipe, before, resume, inputs or {})
         try:
             store = cls(path, lease.take(path))
         except OSError as e:
             raise _no_room(f"{path}: the run cannot be taken", e) from e
         try:
-            for leftover in path.rglob(f".*{durable.TEMPORARY}"):
-                leftover.unlink(missing_ok=True)
+            for leftover in list(path.rglob(f".*{durable.TEMPORARY}")):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)  # a checkpoint that was being written
+                else:
+                    leftover.unlink(missing_ok=True)
             if asked is not None:
                 durable.replace(path / "recipe.yaml", asked.encode())
             if _ENV not in before:
                 store._write(_ENV, environment())
+            store._write(_INPUTS, inputs or {})
             durable.replace(path / _RECIPE, config.dump(recipe).encode())
             store.event("resumed" if _RECIPE in before else "created", changes=changes)
         except BaseException as e:
@@ -282,7 +298,7 @@ class RunStore:
 
     def _mark(self, name: str) -> Path:
         path = self._inside(name)
-        if path.parent == self.path and f"{path.name}.json" in (lease.STATUS, _ENV):
+        if path.parent == self.path and f"{path.name}.json" in (lease.STATUS, _ENV, _INPUTS):
             raise StoreError(f"a step cannot be called {name!r}: the run keeps its own {name}.json")
         return path.with_name(f"{path.name}.json")
 
@@ -308,7 +324,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _resumable(path: Path, recipe: config.Recipe, before: set[str], resume: bool) -> list[str]:
+def lasting(path: Path) -> Path:
+    """`path`, unless it lies in the copy of a checkout that a Ray job runs in, which goes when the job ends: RunError."""
+    if any(part.startswith("working_dir_files") for part in path.absolute().parts):
+        raise RunError(
+            f"{path} lies in the copy of the checkout that Ray made for this job and throws away after it: give an "
+            f"absolute path on storage that lasts, for example --runs /shared/runs (--out for jobs/reward.py)"
+        )
+    return path
+
+
+def _resumable(
+    path: Path, recipe: config.Recipe, before: set[str], resume: bool, inputs: Mapping[str, str]
+) -> list[str]:
     """Differences to the recipe in place that resuming may make. Raises RunError for any other."""
     if not before - {lease.GUARD}:
         return []
@@ -316,7 +344,7 @@ def _resumable(path: Path, recipe: config.Recipe, before: set[str], resume: bool
         raise RunError(f"{path} holds a run already: add --resume to go on with it, or --name OTHER for a new one")
     if _RECIPE not in before:
         # A driver killed within its first moments leaves these; anything else is not ours to fill.
-        if before <= {lease.GUARD, lease.STATUS, _ENV, "recipe.yaml"}:
+        if before <= {lease.GUARD, lease.STATUS, _ENV, _INPUTS, "recipe.yaml"}:
             return []
         raise RunError(f"{path} is not a run (it lacks {_RECIPE}): choose another --name")
     try:
@@ -328,6 +356,13 @@ def _resumable(path: Path, recipe: config.Recipe, before: set[str], resume: bool
     if frozen:
         listed = "\n  ".join(frozen)
         raise RunError(f"{path} is a run of another recipe, it cannot be resumed:\n  {listed}\nChoose another --name.")
+    known = durable.parse_json((path / _INPUTS).read_bytes()) if (path / _INPUTS).is_file() else None
+    other = [name for name, value in inputs.items() if (known or {}).get(name, value) != value]
+    if other:
+        raise RunError(
+            f"{path} was made with {' and '.join(f'other {name}' for name in other)} (see {_INPUTS}): what is finished there "
+            "would be mixed with what is new. Put them back, or choose another --name."
+        )
     return changes
 
 

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.placement import lacking, table, totals
-from cluster.session import Stopped, shielded
+from cluster.placement import lacking, table, too_large, totals
+from cluster.session import Stopped, _signals, nodes, resources
 
 ROOT = Path(__file__).parents[2]
 ROWS = [("generator", 2, 1.0, 1.0), ("scorer", 1, 0.5, 0.0), ("learner", 8, 4.0, 1.0)]
@@ -40,38 +41,54 @@ def test_the_table_shows_every_role_and_both_sums() -> None:
     ]
 
 
-def test_a_signal_inside_a_shield_waits_for_its_end() -> None:
-    done = []
+def test_an_actor_fits_on_one_node_or_nowhere() -> None:
+    four = [{"CPU": 16.0, "GPU": 1.0}] * 4
+    rows = [("generator", 1, 8.0, 4.0), ("scorer", 2, 16.0, 0.5), ("learner", 4, 1.0, 1.0)]
+    assert lacking({"CPU": 64.0, "GPU": 16.0}, totals(rows)) == []
+    assert too_large(four, rows) == [
+        "generator: each wants 8 CPU and 4 GPU on one node, the largest of 4 has 16 CPU and 1 GPU"
+    ]
+    assert too_large([*four, {"CPU": 8.0, "GPU": 4.0}], rows) == []
+    # CPUs of one node and GPUs of another do not make a node
+    assert too_large([{"CPU": 64.0}, {"CPU": 4.0, "GPU": 4.0}], rows[:1]) == [
+        "generator: each wants 8 CPU and 4 GPU on one node, the largest of 2 has 4 CPU and 4 GPU"
+    ]
+    assert too_large([{"CPU": 1.0}], [("scorer", 10, 0.1, 0.0), ("reference", 0, 9.0, 9.0)]) == []
+    assert too_large([], rows[1:2]) == [
+        "scorer: each wants 16 CPU and 0.5 GPU on one node, the largest of 0 has 0 CPU and 0 GPU"
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nodes_are_those_of_the_cluster() -> None:
+    (node,) = nodes()
+    assert node["CPU"] == resources()["CPU"] == 2.0
+    assert too_large(nodes(), [("learner", 1, 3.0, 0.0)]) != []
+
+
+def test_a_signal_is_raised_at_once_and_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    came: list[int] = []
+    with pytest.raises(Stopped) as stopped, _signals(came):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert came == [signal.SIGINT]
+    assert stopped.value.code == 130
+    assert str(stopped.value) == "stopped by SIGINT"
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_in_a_thread_no_handler_is_installed() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
 
     def work() -> None:
-        with shielded():
-            with shielded():
-                os.kill(os.getpid(), signal.SIGTERM)
-                done.append("inner")
-            done.append("outer")
-        done.append("never")
+        with _signals([]):
+            seen.append(signal.getsignal(signal.SIGTERM))
 
-    before = signal.signal(signal.SIGTERM, _handler())
-    try:
-        with pytest.raises(Stopped) as stopped:
-            work()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert done == ["inner", "outer"]
-    assert stopped.value.code == 143
-    assert str(stopped.value) == "stopped by SIGTERM"
-
-
-def test_a_signal_outside_a_shield_is_raised_at_once() -> None:
-    before = signal.signal(signal.SIGINT, _handler())
-    try:
-        with pytest.raises(Stopped) as stopped:
-            os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.value.code == 130
-        with shielded():  # nothing is left over
-            pass
-    finally:
-        signal.signal(signal.SIGINT, before)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
 
 
 def test_a_stopped_job_closes_what_it_opened_and_says_how_it_ended(tmp_path: Path) -> None:
@@ -148,6 +165,8 @@ def test_every_manifest_asks_for_an_image_the_shared_folder_and_keeps_work_off_t
             volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
             assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
             assert {m["name"] for m in pod["volumeMounts"]} == set(volumes)
+        # a job is judged by the nodes that are there when it starts, and GPUs that the autoscaler may add are not
+        assert all(group["minReplicas"] >= 1 for group in spec["workerGroupSpecs"])
     words = job["spec"]["entrypoint"].split()
     assert (ROOT / words[1]).is_file()
     assert (ROOT / words[words.index("--recipe") + 1]).is_file()
@@ -170,27 +189,3 @@ def test_the_launcher_file_fits_rays_own_schema() -> None:
     jsonschema.validate(launcher, json.loads(schema.read_text(encoding="utf-8")))
     assert launcher["head_node_type"] in launcher["available_node_types"]
     assert launcher["available_node_types"]["head"]["resources"] == {"CPU": 0}
-
-
-def _handler() -> Any:
-    from cluster import session as module
-
-    return module._handle
-
-
-def test_in_a_thread_no_handler_is_installed() -> None:
-    import threading
-
-    from cluster import session as module
-
-    before = signal.getsignal(signal.SIGTERM)
-    seen: list[Any] = []
-
-    def work() -> None:
-        with module._signals():
-            seen.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from actors.generator import Case, Generator
+from actors.generator import VLLM, Case, Generator
 from actors.weights import read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
@@ -42,6 +45,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def generator(tiny: Path) -> Generator:
     return transformers(tiny)
+
+
+# --- the environment of an engine -------------------------------------------------------------------------------------
+
+
+@dataclass
+class EngineArgs:
+    """As far as the settings of the tests below go."""
+
+    model: str
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "given", "then"),
+    [(1, {}, "1"), (1, {"VLLM_BATCH_INVARIANT": "0"}, "0"), (0, {}, None)],
+    ids=["on GPUs", "unless the recipe says otherwise", "not on CPUs, where it always is so"],
+)
+def test_samples_do_not_depend_on_what_else_is_in_the_batch(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, num_gpus: int, given: dict[str, str], then: str | None
+) -> None:
+    environment: list[str | None] = []  # as vLLM finds it
+
+    def llm(**_: Any) -> Any:
+        environment.append(os.environ.get("VLLM_BATCH_INVARIANT"))
+        return SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, EngineArgs=EngineArgs))  # type: ignore[arg-type]
+    VLLM(config.Generator(num_gpus=num_gpus), str(tiny), None, False)
+    assert environment == [then]
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

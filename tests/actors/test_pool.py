@@ -125,6 +125,17 @@ def test_a_unit_that_outlives_its_deadline_is_done_by_another_replica(tmp_path: 
         assert _pid(workers) != before
 
 
+def test_an_answer_that_is_there_is_not_late_however_long_its_reader_was_away(tmp_path: Path) -> None:
+    events: list[str] = []
+    with pool(tmp_path, replicas=2, deadline_s=2.0, on_event=lambda kind, fields: events.append(kind)) as workers:
+        results = workers.map("double", units(range(8)))
+        first = next(results)  # three more are done at the two replicas by then
+        time.sleep(5.0)  # longer than the deadline of the second in a queue
+        assert [first, *results] == [(n, 2 * n) for n in range(8)]
+    assert events == []
+    assert calls(tmp_path) == {"setup": 2, **{f"call-{n}": 1 for n in range(8)}}
+
+
 def test_a_newcomer_hears_what_was_broadcast(tmp_path: Path) -> None:
     with pool(tmp_path, replicas=2) as workers:
         assert workers.broadcast("load", "t=1") == ["t=1", "t=1"]

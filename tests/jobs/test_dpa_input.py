@@ -40,7 +40,11 @@ def test_a_recipe_that_cannot_run_is_refused_before_anything_starts(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "empty"), ('{"prompt": "a"}\n{"prompt": \n', "line|2"), ('{"prompt": "a"}\n{"prompt": ""}\n', "2")],
+    [
+        ("", r"prompts\.jsonl: empty"),
+        ('{"prompt": "a"}\n{"prompt": \n', r"prompts\.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n{"prompt": ""}\n', r"prompts\.jsonl: row 2 has no prompt"),
+    ],
 )
 def test_a_data_file_that_cannot_be_used_is_named(tmp_path: Path, content: str, said: str) -> None:
     data = tmp_path / "prompts.jsonl"

@@ -1,17 +1,23 @@
-"""The whole of jobs/dpa.py on a policy of two layers, undisturbed and killed: the same selected set, no sample twice."""
+"""The whole of jobs/dpa.py on a policy of two layers, undisturbed, killed and stopped: the same selected set, no sample twice."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rhumbline import durable
 from rhumbline.records import Completion, Selected
 from rhumbline.store import RunStore
-from tests.jobs.dpa_runs import kill_when, recipe, run, start
+from tests.jobs.dpa_runs import Driver, command, drive, recipe, run, start
 
 
 def selected(runs: Path) -> dict[str, list[tuple[str, tuple[float, ...], str]]]:
@@ -141,25 +147,177 @@ def test_t0_by_steerlm_and_iterations_that_let_the_best_compete_again(tmp_path: 
     assert any(s.scored.completion.query.iteration == 3 for s in kept)
 
 
-WHEN: dict[str, Callable[[Path], Path]] = {
-    "while t=0 is sampled": lambda home: home / "iterations" / "t=0" / "rollouts" / "shard-00001.parquet",
-    "while t=0 is learned": lambda home: home / "iterations" / "t=0" / "selected" / "shard-00000.parquet",
-    "while t=1 is scored": lambda home: home / "iterations" / "t=1" / "scores" / "shard-00000.parquet",
+# --- disturbed --------------------------------------------------------------------------------------------------------
+
+EVERY_STEP = "learner.checkpoint_every=1"  # of training; what a run yields does not depend on it
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "sampling": lambda home: (home / "iterations/t=0/rollouts/shard-00001.parquet").is_file(),
+    "learning": lambda home: len(list(durable.read(home / "train/tiny-t0.steps.jsonl"))) >= 3,  # of 6; two checkpoints
+    "sampling t=1": lambda home: (home / "iterations/t=1/rollouts/shard-00000.parquet").is_file(),
+    "scoring t=1": lambda home: (home / "iterations/t=1/scores/shard-00000.parquet").is_file(),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", list(WHEN))
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_driver_loses_no_finished_work(
-    undisturbed: tuple[Path, Path], tmp_path: Path, moment: str, signum: int
-) -> None:
-    path, runs = undisturbed[0], tmp_path / "runs"
-    kill_when(path, runs, WHEN[moment](runs / "tiny"), signum)
-    finished = {f: f.stat().st_mtime_ns for f in (runs / "tiny").rglob("shard-*.parquet")}
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    """Two runs or more, each with a Ray cluster of its own: about a minute together where nothing else runs."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
+def reach(driver: Driver, home: Path, moment: str) -> None:
+    driver.until(lambda: MOMENTS[moment](home), moment)
+
+
+def goes_on_as_if_nothing_had_been(undisturbed: tuple[Path, Path], runs: Path) -> None:
+    """--resume: exit code 0, what was recorded is not made again, and the same set is selected."""
+    finished = made_at(runs / "tiny")
     assert finished
-    done = run(path, runs, "--resume")
+    done = run(undisturbed[0], runs, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {f: f.stat().st_mtime_ns for f in finished} == finished  # what was there was not made again
+    assert finished.items() <= made_at(runs / "tiny").items()
+    ended_as(undisturbed, runs)
+
+
+def made_at(home: Path) -> dict[str, int]:
+    """When each shard of the ledger was written."""
+    files = [str(line["file"]) for line in durable.read(home / "ledger.jsonl")]
+    return {file: (home / file).stat().st_mtime_ns for file in files}
+
+
+def ended_as(undisturbed: tuple[Path, Path], runs: Path) -> None:
+    home = runs / "tiny"
+    assert status(home)["state"] == "done"
     assert selected(runs) == selected(undisturbed[1])
     no_sample_twice(runs)
+    assert list((home / "train").iterdir()) == []
+    assert not list(home.rglob(f".*{durable.TEMPORARY}"))
+
+
+def status(home: Path) -> dict[str, Any]:
+    return json.loads((home / "status.json").read_text())
+
+
+def events(home: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in durable.read(home / "events.jsonl") if event["event"] == kind]
+
+
+def resumed_at(home: Path) -> int:
+    """The step of t=0's training that it went on from after a kill."""
+    learned = json.loads((home / "iterations" / "t=0" / "learn.json").read_text())
+    return int(learned["resumed_at"])
+
+
+@slow
+@pytest.mark.parametrize(
+    ("moment", "signum", "code", "state"),
+    [
+        ("sampling", signal.SIGINT, 130, "stopped"),
+        ("learning", signal.SIGTERM, 143, "stopped"),
+        ("learning", signal.SIGKILL, -9, "running"),
+        ("scoring t=1", signal.SIGKILL, -9, "running"),
+    ],
+)
+def test_a_stopped_or_killed_driver_loses_no_finished_work(
+    undisturbed: tuple[Path, Path], tmp_path: Path, moment: str, signum: signal.Signals, code: int, state: str
+) -> None:
+    runs = tmp_path / "runs"
+    home = runs / "tiny"
+    with drive(undisturbed[0], runs, EVERY_STEP) as driver:
+        reach(driver, home, moment)
+        assert driver.end(signum) == code, driver.said()
+        assert driver.left_behind() == []
+    assert status(home)["state"] == state
+    if state == "stopped":
+        assert f"stopped by {signum.name}: what is finished is recorded" in driver.said()
+        assert "Traceback" not in driver.said()
+    if moment == "learning":  # a checkpoint that is not finished is what it leaves
+        assert (home / "checkpoints" / f".t=0{durable.TEMPORARY}").is_dir()
+    goes_on_as_if_nothing_had_been(undisturbed, runs)
+    if moment == "learning":
+        assert resumed_at(home) >= 1
+
+
+@slow
+def test_a_run_outlives_a_killed_scorer_a_killed_worker_of_the_learner_and_a_killed_generator(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    home = runs / "tiny"
+    with drive(undisturbed[0], runs, EVERY_STEP) as driver:
+        reach(driver, home, "sampling")
+        driver.kill("ray::Scorer")
+        reach(driver, home, "learning")
+        driver.kill("ray::RayTrainWorker")
+        reach(driver, home, "sampling t=1")  # its successor has to load t=0's weights, too
+        driver.kill("ray::Generator")
+        assert driver.end() == 0, driver.said()
+        assert driver.left_behind() == []
+    assert [event["role"] for event in events(home, "replaced")] == ["scorer", "generator"]
+    assert resumed_at(home) >= 1
+    ended_as(undisturbed, runs)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@slow
+@pytest.mark.parametrize("moment", ["sampling", "learning"])
+def test_a_full_disk_ends_the_run_and_costs_no_finished_work(
+    undisturbed: tuple[Path, Path], small_disk: Path, moment: str
+) -> None:
+    runs, ballast = small_disk / "runs", small_disk / "ballast"
+    home = runs / "tiny"
+    with Driver(command(undisturbed[0], runs, EVERY_STEP), small_disk.with_suffix(".log")) as driver:
+        reach(driver, home, moment)
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert driver.end() != 0, driver.said()
+        assert driver.left_behind() == []
+    said = " ".join(driver.said().split())  # it comes wrapped at the width of a terminal
+    assert "the disk is full" in said or "No space left on device" in said
+    ballast.unlink()
+    goes_on_as_if_nothing_had_been(undisturbed, runs)
+
+
+@slow
+def test_the_quickstart_stops_its_job_goes_on_with_it_and_makes_no_run_of_another_recipe(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """`ray job submit` and `ray job stop`, on a cluster of the script's own."""
+    path, runs = undisturbed[0], tmp_path / "runs"
+    home = runs / "tiny"
+    on_path = {"RHUMBLINE_RUNS": str(runs), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def quickstart(*arguments: str) -> Driver:
+        return Driver(["cluster/quickstart.sh", str(path), *arguments], tmp_path / "quickstart.log", **on_path)
+
+    with quickstart() as script:
+        reach(script, home, "sampling")
+        assert script.end(signal.SIGINT) == 130, script.said()
+        assert "stopping the job" in script.said()
+        assert script.left_behind() == []
+    assert status(home)["state"] == "stopped"
+    finished = made_at(home)
+    assert finished
+    with quickstart() as script:
+        assert script.end() == 0, script.said()
+        assert "continuing the unfinished run" in script.said()
+        assert script.left_behind() == []
+    assert finished.items() <= made_at(home).items()
+    ended_as(undisturbed, runs)
+    for arguments, code, said in (([], 0, "already finished"), (["seed=4"], 2, "seed: 3 -> 4")):
+        with quickstart(*arguments) as script:
+            assert script.end() == code, script.said()
+            assert said in script.said()
+            assert "starting Ray" not in script.said()

@@ -113,6 +113,8 @@ def test_recipes_check_says_ok(checkout: Path) -> None:
         (["tiny", "samples=-1"], "samples"),
         (["tiny", "directions.codec=dpa-int10"], "Did you mean 'dpa-int100'"),
         (["tiny", "directions.codec=signs", "directions.codec_options={high.verbosity: 0.5}"], "lies outside -1..0.5"),
+        (["tiny", "rewards.objectives.brevity.heads={breif: -1.0}"], "gives the head 'breif'.* Did you mean 'brief'"),
+        (["tiny", "rewards.sources=[{kind: rules, heads: {length: {rule: verbosty}}}]"], "unknown rule 'verbosty'"),
         (["tinny"], "Did you mean 'tiny'"),
         (["nowhere/tiny.yaml"], "recipe not found: nowhere/tiny.yaml"),
     ],
@@ -214,6 +216,24 @@ def test_runs_show_gives_shards_once_and_results(checkout: Path) -> None:
     assert "checkpoints t=1" in text
     assert "t=1         3 directions; hypervolume 1234 [1200, 1300]; Spearman verbosity 0.964" in text
     assert "reference point helpfulness 40, verbosity 5" in text
+
+
+def test_iterations_are_shown_in_their_order(checkout: Path) -> None:
+    run = checkout / "runs/r"
+    (run / "evaluation").mkdir(parents=True)
+    (run / "recipe.resolved.yaml").write_text(RECIPE)
+    for t in (10, 2, 1):
+        (run / f"checkpoints/t={t}").mkdir(parents=True)
+        (run / f"evaluation/t={t}.json").write_text(json.dumps({"t": t, "directions": []}))
+    shards = [{"stage": f"iterations/t={t}/scores", "index": 0, "rows": 1} for t in (10, 2)]
+    (run / "ledger.jsonl").write_text("".join(json.dumps(shard) + "\n" for shard in shards))
+    text = lines("runs", "show", "r")
+    assert "checkpoints t=1, t=2, t=10" in text
+    assert [line.split()[1] for line in text if line.startswith("done")] == [
+        "iterations/t=2/scores:",
+        "iterations/t=10/scores:",
+    ]
+    assert [line.split()[0] for line in text if line.startswith("t=")] == ["t=1", "t=2", "t=10"]
 
 
 def test_runs_ls_and_show_where_there_are_none(checkout: Path) -> None:

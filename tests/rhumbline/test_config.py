@@ -83,6 +83,10 @@ def test_defaults_are_the_papers(recipe_file: Path) -> None:
         ("evaluation.reference_point.verbosity=1", "evaluation.reference_point must name every objective"),
         ("initial.strategy=adapter", "needs initial.adapter"),
         ("initial.strategy=steerlm", "needs initial.labelled"),
+        ("initial.styles={}", "initial.strategy 'relabel' needs initial.styles"),
+        ("evaluation.angles_deg=[]", "evaluation.angles_deg: List should have at least 1 item"),
+        ("learner.betas=[0.9, 1.0]", "learner.betas: Input should be less than 1, got 1.0"),
+        ("learner.betas=[-0.1, 0.9]", "learner.betas: Input should be greater than or equal to 0, got -0.1"),
         ("rewards=null", "rewards: "),
         ("lr", "override 'lr': expected key.sub=value"),
         ("=3", "expected key.sub=value"),
@@ -111,8 +115,42 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(recipe_file: Path, text: s
     assert load(recipe_file, [f"learner.lr={text}"]).learner.lr == value
     recipe_file.write_text(REWARDS + f"learner: {{lr: {text}}}\n")
     assert load(recipe_file).learner.lr == value
-    # Passed through untouched under other people's names, too.
-    assert load(recipe_file, [f"learner.deepspeed.lr={text}"]).learner.deepspeed == {"lr": value}
+    assert load(recipe_file, [f"initial.learner.lr={text}"]).learner_for_initial().lr == value
+
+
+def test_text_that_looks_like_a_number_stays_text_where_no_number_is_expected(recipe_file: Path) -> None:
+    recipe = load(recipe_file, ["name=12e4", "generator.engine.revision=12e4567", "learner.deepspeed.lr=1.0e-5"])
+    assert recipe.name == "12e4"
+    assert recipe.generator.engine == {"revision": "12e4567"}  # as a float: infinity
+    assert recipe.learner.deepspeed == {"lr": 1e-5}
+
+
+def test_an_empty_mapping_empties_what_it_lies_on(tmp_path: Path, recipe_file: Path) -> None:
+    assert load(recipe_file, ["generator.engine={a: 1}", "generator.engine={}"]).generator.engine == {}
+    assert load(recipe_file, ["generator.engine={}", "generator.engine.a=1"]).generator.engine == {"a": 1}
+    recipe_file.write_text(REWARDS + "generator: {engine: {max_model_len: 512}, env: {A: b}}\n")
+    (tmp_path / "child.yaml").write_text("extends: small.yaml\ngenerator: {engine: {}}\n")
+    child = load(tmp_path / "child.yaml")
+    assert (child.generator.engine, child.generator.env) == ({}, {"A": "b"})
+
+
+def test_another_codec_starts_without_the_options_of_the_one_before(tmp_path: Path, recipe_file: Path) -> None:
+    recipe_file.write_text(REWARDS + "directions: {codec: signs, codec_options: {width: 12}, per_prompt: 3}\n")
+
+    def options(*overrides: str, path: Path = recipe_file) -> tuple[str, dict[str, Any]]:
+        d = load(path, overrides).directions
+        return d.codec, d.codec_options
+
+    assert options() == ("signs", {"width": 12})
+    assert options("directions.codec=dpa-int100") == ("dpa-int100", {})
+    assert options("directions.codec=dpa-int100", "directions.codec_options={}") == ("dpa-int100", {})
+    assert options("directions.codec=signs", "directions.codec_options={low.verbosity: -0.8}")[1]["width"] == 12
+    scale = ("steerlm", {"scale": "0-4"})
+    assert options("directions.codec=steerlm", "directions.codec_options={scale: 0-4}") == scale
+    assert options("directions.codec_options={scale: 0-4}", "directions.codec=steerlm") == scale
+    (tmp_path / "child.yaml").write_text("extends: small.yaml\ndirections: {codec: dpa-float1}\n")
+    assert options(path=tmp_path / "child.yaml") == ("dpa-float1", {})
+    assert load(tmp_path / "child.yaml").directions.per_prompt == 3
 
 
 def test_overrides_are_yaml_laid_over_the_file_in_order(recipe_file: Path) -> None:
@@ -180,7 +218,7 @@ def test_dump_and_validate_give_the_recipe_back(recipe_file: Path) -> None:
 
 def test_differences_name_both_values(recipe_file: Path) -> None:
     a = load(recipe_file)
-    b = load(recipe_file, ["learner.lr=2e-5", "learner.lora={r: 8}", "initial.styles={}"])
+    b = load(recipe_file, ["learner.lr=2e-5", "learner.lora={r: 8}", "initial.styles.plain.samples=2"])
     assert differences(a, a) == []
     listed = differences(a, b)
     assert "learner.lr: 1e-05 -> 2e-05" in listed

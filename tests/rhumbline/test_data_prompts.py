@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.data.prompts import first_turn, load_prompts, prompt_id_of, split_by_hash
+from rhumbline.data.prompts import first_turn, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import load_ratings
 from rhumbline.errors import DataError
 from rhumbline.records import Message, Prompt
@@ -145,6 +145,23 @@ def test_more_prompts_move_few_others():
     kept = set(before.evaluation) & set(after.evaluation)
     assert len(kept) >= 15
     assert len(set(before.d1) & set(after.d1)) >= len(before.d1) - 15
+
+
+def test_what_a_policy_has_seen_is_never_held_out():
+    prompts = [ask(f"question {i}") for i in range(60)]
+    seen = {turn_id(p) for p in split_by_hash(prompts, evaluation=20, seed=7).train}
+    for seed in (7, 1, 2):
+        splits = split_by_hash(prompts, evaluation=20, seed=seed, trained_on=seen)
+        assert not seen & {turn_id(p) for p in splits.evaluation}
+        assert len(splits.evaluation) == 20
+        assert len(splits.train) == 40
+    with pytest.raises(DataError, match="trained on 40 of 60 prompts"):
+        split_by_hash(prompts, evaluation=21, seed=1, trained_on=seen)
+
+
+def test_a_turn_id_is_that_of_the_first_turn():
+    assert turn_id(ask("Why, is IT so?", "x")) == turn_id(ask("why is it so"))
+    assert turn_id(ask("a")) != turn_id(ask("b"))
 
 
 def test_a_negative_count_is_refused():

@@ -20,7 +20,6 @@ from rhumbline.directions import (
     normalise,
     parse,
     region,
-    resolve,
     text,
 )
 from rhumbline.errors import DirectionError
@@ -161,7 +160,7 @@ def test_projection_worked_by_hand() -> None:
     assert PAPER.contains(from_angle_deg(0))
     assert PAPER.contains(from_angle_deg(-45))
     assert not PAPER.contains(from_angle_deg(0.01))
-    assert resolve((0.0, 2.0), PAPER)[1]
+    assert PAPER.project((0.0, 2.0))[1]
     opposite = tuple(-c for c in PAPER.axis)
     assert PAPER.project(opposite) == (PAPER.axis, True)
     with pytest.raises(DirectionError, match="3 weights"):

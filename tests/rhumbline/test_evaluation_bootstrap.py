@@ -12,6 +12,8 @@ from rhumbline.evaluation.bootstrap import (
     ratio_of_means,
     resampled_means,
 )
+from rhumbline.evaluation.evaluate import hypervolumes
+from rhumbline.evaluation.frontier import hypervolume
 
 RNG = np.random.default_rng(3)
 REWARDS_DPK = RNG.normal(50, 10, size=(3, 12, 2))
@@ -70,6 +72,41 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_percentiles_by_hand() -> None:
     interval = Interval.of(20.0, np.arange(41.0))  # 0..40: 2.5% lies at 1, 97.5% at 39
     assert (interval.low, interval.high) == pytest.approx((1.0, 39.0))
+
+
+def test_a_basic_interval_by_hand() -> None:
+    # The percentiles 1 and 39 of a statistic of 15, reflected at it: 30 - 39 and 30 - 1.
+    interval = Interval.basic(15.0, np.arange(41.0))
+    assert (interval.low, interval.high) == pytest.approx((-9.0, 29.0))
+    assert Interval.basic(15.0, np.arange(41.0), at_least=0.0).low == 0.0
+    assert Interval.basic(0.5, np.arange(41.0)).high == pytest.approx(0.5)  # widened: the estimate is in its interval
+    assert Interval.basic(2.0, [float("nan")]).to_json() == {"value": 2.0, "low": None, "high": None}
+
+
+def test_a_volume_and_its_gain_are_covered_by_basic_intervals_where_percentiles_fail() -> None:
+    """100 data sets of 30 prompts: five directions on a quarter circle around (5, 5), and one policy that is a point."""
+    rng, reference, counts = np.random.default_rng(4), np.zeros(2), prompt_counts(30, 200, seed=1)
+    angle_D = np.linspace(0, np.pi / 2, 5)
+    front_DK = 5 + 2 * np.stack([np.cos(angle_D), np.sin(angle_D)], axis=1)
+    point_1K = front_DK[2:3]
+    true, true_gain = (
+        hypervolume(front_DK, reference),
+        hypervolume(front_DK, reference) - hypervolume(point_1K, reference),
+    )
+    held = np.zeros(4)
+    for _ in range(100):
+        own_1PK = rng.normal(0, 2, (1, 30, 2))
+        rewards = [means[:, None] + own_1PK + rng.normal(0, 4, (len(means), 30, 2)) for means in (front_DK, point_1K)]
+        volume, before = (hypervolume(prompt_means(r), reference) for r in rewards)
+        volume_B, before_B = (hypervolumes(resampled_means(r, counts), reference) for r in rewards)
+        pairs = ((volume, volume_B, true), (volume - before, volume_B - before_B, true_gain))
+        for at, (value, value_B, truth) in enumerate(pairs):
+            for kind, interval in enumerate((Interval.of(value, value_B), Interval.basic(value, value_B))):
+                held[2 * at + kind] += interval.low <= truth <= interval.high
+    percentile, basic, percentile_gain, basic_gain = held / 100
+    assert percentile < 0.75
+    assert basic > 0.9
+    assert basic_gain > max(0.88, percentile_gain)
 
 
 def test_interval_holds_a_biased_estimate_and_leaves_out_undefined_resamples() -> None:

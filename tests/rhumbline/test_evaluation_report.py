@@ -52,7 +52,7 @@ def report(**changes: Any) -> ReportInput:
             {"name": "t=1 generate", "seconds": 200.0, "items": 160, "tokens": 8000, "tokens_per_s": 40.0},
             {"name": "t=1 select", "seconds": 0.4, "items": 80, "tokens": None, "tokens_per_s": None},
         ],
-        "selected": {"unique": 80, "duplicates_dropped": 2, "failed": 1},
+        "selected": {"unique": 80, "candidates": 320, "duplicates_dropped": 2, "failed": 1},
         "budget": {"prompts": 1200, "wall clock": "1 h"},
         "recipe": {"samples": 16},
         "health": check_health(EVALUATIONS, initial=INITIAL),
@@ -98,7 +98,7 @@ def test_summary_has_the_promised_fields(folder: Path) -> None:
         "tokens": 8000,
         "tokens_per_s": 40.0,
     }
-    assert data["selected"] == {"unique": 80, "duplicates_dropped": 2, "failed": 1}
+    assert data["selected"] == {"unique": 80, "candidates": 320, "duplicates_dropped": 2, "failed": 1}
     assert (data["versions"], data["seed"]) == ({"torch": "2.13.0"}, 7)
     assert data["notes"] == ["started from the shipped adapter"]
 

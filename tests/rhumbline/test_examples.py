@@ -59,9 +59,11 @@ def test_the_teacher_is_asked_as_the_sample_was() -> None:
     assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
 
 
-def test_words_beside_a_direction_are_taught_by_the_words_alone() -> None:
+def test_words_beside_a_direction_are_taught_by_both() -> None:
     (example,) = from_selected([selected(iteration=1)], CODEC, distil=True)
-    assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
+    assert example.teacher is not None
+    assert direction_of(example.teacher, CODEC) == pytest.approx((1.0, 0.0))  # the one it was sampled under
+    assert example.teacher[-1].content == "Why?\n\nBe short."
     (bare,) = from_selected([selected(iteration=1, style="")], CODEC, distil=True)
     assert bare.teacher is None  # sampled by the direction alone: plain fine-tuning, as in the paper
 
@@ -76,6 +78,19 @@ def test_ratings_become_steerlm_targets() -> None:
     assert isinstance(codec, SteerLM)
     (example,) = from_ratings([(PROMPT, "Because.", (80.0, 20.0))], codec)
     assert example.messages[0].content == codec.render_targets((80.0, 20.0))
+
+
+def test_a_prompts_own_system_turn_is_continued_under_every_kind_of_line() -> None:
+    codec = make("steerlm", NAMES)
+    assert isinstance(codec, SteerLM)
+    own = (Message(role="system", content="You are a pirate."), *PROMPT.messages)
+    asked = Prompt(id="p1", messages=own)
+    (example,) = from_ratings([(asked, "Because.", (80.0, 20.0))], codec)
+    assert example.messages[0].content == f"{codec.render_targets((80.0, 20.0))}\n\nYou are a pirate."
+    assert example.messages[1:] == PROMPT.messages
+    # The values of a direction give what the same direction gives where it is asked.
+    (same,) = from_ratings([(asked, "Because.", codec.targets((0.8, -0.6)))], codec)
+    assert same.messages == conversation(codec, (0.8, -0.6), own)
 
 
 def plain(name: str) -> Example:

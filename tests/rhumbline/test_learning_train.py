@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 
 from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
+from rhumbline.learning import train
+from rhumbline.learning.engine import World
 from rhumbline.learning.logprobs import response_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
@@ -276,3 +279,14 @@ def test_the_embedded_policy_learns_in_bf16(tmp_path, teacher):
         encoded = [encode(e.messages, e.response, tokenizer) for e in data]
         before, after = (sum(response_logprobs(load_policy(p), encoded)) for p in (policy, result.checkpoint))
         assert after > before + 4
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_is_reported_by_the_worker_that_wrote_it(tmp_path, rank):
+    """On one file system every worker sees what rank 0 wrote."""
+    (tmp_path / "000002").mkdir()
+    (tmp_path / "000002" / "trained.safetensors").touch()
+    engine = SimpleNamespace(save=lambda folder: None)
+    state = {"step": 2, "tokens": 0, "loss": 0.0, "identity": ""}
+    written = train._checkpoint(engine, tmp_path, state, World(rank, 2))
+    assert written == (tmp_path / "000002" if rank == 0 else None)

@@ -80,6 +80,22 @@ def test_spread_directions_hold_both_ends_of_the_arc_and_are_stratified_between(
             assert -15 * (stratum + 1) <= angle <= -15 * stratum
 
 
+@pytest.mark.parametrize("axis", [(-1.0, 0.0), (-1.0, 0.1), (-1.0, -0.1), (0.0, 1.0)])
+def test_spread_directions_stay_in_a_cone_that_crosses_180_degrees(axis: tuple[float, float]) -> None:
+    cone = Cone(NAMES, axis, 20.0)
+    for directions in spread_directions(prompts(10), cone, 5, seed=1).values():
+        assert all(cone.contains(v) for v in directions)
+        low, middle = directions[-1], angle_deg(cone.axis)
+        assert directions[0] == pytest.approx(from_angle_deg(middle + 20))
+        assert low == pytest.approx(from_angle_deg(middle - 20))
+
+
+def test_a_full_circle_has_strata_and_no_ends() -> None:
+    for directions in spread_directions(prompts(10), Cone(NAMES, (1.0, 0.0), 180), 4, seed=1).values():
+        for stratum, direction in enumerate(directions):
+            assert 180 - 90 * (stratum + 1) <= angle_deg(direction) <= 180 - 90 * stratum
+
+
 def test_spread_directions_by_ones_and_twos() -> None:
     single = spread_directions(prompts(30), ARC, 1, seed=1).values()
     assert len({directions[0] for directions in single}) == 30

@@ -95,7 +95,8 @@ def test_heads_count_the_tokens_that_the_policys_tokenizer_makes() -> None:
         ),
         (Rule(rule="lists", options={"half": 3}), "Known: none"),
         (Rule(rule="verbosity", options={"half": 0}), "expected a number above 0, got 0"),
-        (Rule(rule="verbosity", options={"half": "many"}), "expected a number above 0, got 'many'"),
+        (Rule(rule="repetition", options={"n": 2.5}), "rewards.h.options.n: expected a whole number, got 2.5"),
+        (Rule(rule="repetition", options={"n": 0}), "rewards.h.options.n: expected a number above 0, got 0"),
     ],
 )
 def test_unknown_rules_and_options_are_named(rule: Rule, said: str) -> None:

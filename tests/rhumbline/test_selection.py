@@ -13,7 +13,7 @@ from rhumbline.directions import Cone, Direction, from_angle_deg
 from rhumbline.errors import DirectionError, ScoringError
 from rhumbline.records import Completion, Message, Prompt, Query, Scored
 from rhumbline.scalarise import SCALARISATIONS, Standardiser
-from rhumbline.selection import best_of_n, drop_duplicates, pooled, rank_arc
+from rhumbline.selection import best_of_n, drop_duplicates, pooled
 
 PLAIN = Standardiser.identity(2)
 ARC: list[Direction] = [from_angle_deg(a) for a in (0.0, -15.0, -30.0, -45.0)]
@@ -96,10 +96,14 @@ def test_identical_samples_are_dropped_and_counted_within_their_group() -> None:
     rows = [scored("p", 0, i, text, (1, i)) for i, text in enumerate(["a", "b", "a", "a"])]
     rows += [scored("p", 1, 0, "a", (1, 0)), scored("q", 0, 0, "a", (1, 0))]  # another group, another prompt
     kept = best_of_n(rows, PLAIN)
-    assert (kept.groups, kept.duplicates_dropped) == (3, 2)
+    assert (kept.groups, kept.candidates, kept.duplicates_dropped) == (3, 6, 2)
+    assert kept.counts(failed=1) == {"unique": 3, "candidates": 6, "duplicates_dropped": 2, "failed": 1}
     assert [s.num_candidates for s in kept.selected] == [2, 1, 1]
     pool = pooled(rows, {"p": [ARC[0]], "q": [ARC[0]]}, PLAIN)
-    assert (pool.groups, pool.duplicates_dropped) == (2, 3)
+    assert (pool.groups, pool.candidates, pool.duplicates_dropped) == (2, 6, 3)
+    assert (
+        pooled(rows, {"p": [ARC[0]]}, PLAIN).candidates == 5
+    )  # those of a prompt that nothing is selected for are not
     assert drop_duplicates(rows[:4]) == (rows[:2], 2)
 
 
@@ -168,11 +172,11 @@ def test_permuting_objectives_and_directions_keeps_the_selection(rows: list[Scor
     assert [s.direction for s in here.selected] == [s.direction[::-1] for s in there.selected]
 
 
-def test_rank_arc_gives_samples_the_directions_that_they_are_best_for() -> None:
+def test_unconditioned_samples_get_the_directions_that_they_are_best_for() -> None:
     rewards = {"long": (60, 50), "middle": (55, 25), "short": (35, 5), "bad": (20, 30)}
     rows = [scored("p", 0, i, text, r, None) for i, (text, r) in enumerate(rewards.items())]
     grid = [tuple(v) for v in Cone(("helpfulness", "verbosity"), from_angle_deg(-22.5), 22.5).grid(4)]
-    kept = rank_arc(rows, PLAIN, grid)
+    kept = pooled(rows, {"p": grid}, PLAIN)
     # 0: 60 | 55 | 35; -15: 45.0 | 46.7 | 32.5; -30: 27.0 | 35.1 | 27.8; -45: 7.1 | 21.2 | 21.2 (exactly: 30 / sqrt 2)
     assert [s.scored.completion.text for s in kept.selected[:3]] == ["long", "middle", "middle"]
     assert kept.selected[3].value == pytest.approx(30 / math.sqrt(2))

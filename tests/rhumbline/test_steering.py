@@ -8,7 +8,7 @@ import pytest
 from rhumbline.codecs import make
 from rhumbline.directions import Cone, from_angle_deg
 from rhumbline.errors import CodecError
-from rhumbline.steering import Steering, read
+from rhumbline.steering import Steering, read, read_trained_on, write_trained_on
 
 NAMES = ("helpfulness", "verbosity")
 
@@ -33,6 +33,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back == steering()
     assert back.make_codec().version == "dpa-int100/1"
     assert back.cone().half_angle_deg == 22.5
+
+
+def test_what_a_policy_was_trained_on_travels_with_it(tmp_path: Path) -> None:
+    assert read_trained_on(tmp_path) == frozenset()
+    write_trained_on(tmp_path, ["bb", "aa", "bb"])
+    assert read_trained_on(tmp_path) == {"aa", "bb"}
+    assert (tmp_path / "trained_on.txt").read_text() == "aa\nbb\n"
 
 
 def test_a_folder_without_it_is_no_checkpoint_of_ours(tmp_path: Path) -> None:

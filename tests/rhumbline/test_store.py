@@ -377,13 +377,18 @@ def test_the_heart_beats_while_the_driver_is_busy(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(KeyboardInterrupt(), "stopped"), (SystemExit(2), "stopped"), (StoreError("full"), "failed")]
+    ("error", "state", "reason"),
+    [
+        (KeyboardInterrupt(), "stopped", "on request"),
+        (SystemExit(2), "stopped", "on request"),
+        (StoreError("full"), "failed", "StoreError: full"),
+    ],
 )
-def test_the_last_state_says_how_it_ended(tmp_path: Path, error: BaseException, state: str) -> None:
+def test_the_last_state_says_how_it_ended(tmp_path: Path, error: BaseException, state: str, reason: str) -> None:
     with pytest.raises(type(error)), RunStore.create(tmp_path, recipe(), resume=False) as store:
         raise error
     assert store.status()["state"] == state
-    assert type(error).__name__ in store.status()["reason"]
+    assert reason in store.status()["reason"]
 
 
 DRIVER = """
@@ -433,3 +438,29 @@ def test_a_query_of_any_direction_is_kept(store: RunStore) -> None:
     ]
     store.publish("iterations/t=0/queries", 0, queries)
     assert list(store.read("iterations/t=0/queries")) == queries
+
+
+def test_an_unfinished_checkpoint_is_swept_too(store: RunStore) -> None:
+    half = store.checkpoint_dir(1).with_name(f".t=1{durable.TEMPORARY}")
+    (half / "steps").mkdir(parents=True)
+    (half / "steps" / "state.json").write_text("{}")
+    kill(store)
+    resume(store)
+    assert not half.exists()
+
+
+def test_other_inputs_are_not_mixed_into_a_run(tmp_path: Path) -> None:
+    inputs = {"prompts": "aa", "reward model": "bb"}
+    with RunStore.create(tmp_path, recipe(), resume=False, inputs=inputs):
+        pass
+    with RunStore.create(tmp_path, recipe(), resume=True, inputs=inputs):
+        pass
+    with pytest.raises(RunError, match="other reward model"):
+        RunStore.create(tmp_path, recipe(), resume=True, inputs=inputs | {"reward model": "cc"})
+    with RunStore.create(tmp_path, recipe(), resume=True, inputs=inputs):  # the refusal harmed nothing
+        pass
+
+
+def test_a_run_is_not_made_where_ray_throws_it_away(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="absolute path"):
+        RunStore.create(tmp_path / "working_dir_files" / "_ray_pkg_1" / "runs", recipe(), resume=False)

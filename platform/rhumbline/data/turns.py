@@ -33,6 +33,7 @@ def turns(cell: Any, where: str) -> tuple[Message, ...]:
     if cell is None:
         return ()
     if isinstance(cell, str):
+        _storable(cell, where)
         return transcript(cell) or ((Message(role="user", content=cell),) if cell.strip() else ())
     if isinstance(cell, list):
         return tuple(_message(item, f"{where}: turn {i}") for i, item in enumerate(cell, start=1))
@@ -67,6 +68,7 @@ def answer(cell: Any, where: str) -> str | None:
     if cell is None:
         return None
     if isinstance(cell, str):
+        _storable(cell, where)
         marked = transcript(cell)
         return marked[-1].content if marked and marked[-1].role == "assistant" else cell
     found = turns(cell, where)
@@ -83,6 +85,17 @@ def until_last_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[:end]
 
 
+def _storable(text: str, where: str) -> None:
+    """Raises DataError for half of a surrogate pair, which JSON can say (`\\ud83d`) and no file of records can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"{where}: {text[e.start]!a} at character {e.start} is half of a character: the text was cut or decoded wrongly. "
+            "Write the file again from its source, or drop the character"
+        ) from None
+
+
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, Mapping):
         raise DataError(f"{where}: expected {{role, content}}, found {type(item).__name__}")
@@ -93,4 +106,5 @@ def _message(item: Any, where: str) -> Message:
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise DataError(f"{where}: expected content as text, found {type(content).__name__}")
+    _storable(content, where)
     return Message(role=_ROLES[role], content=content)

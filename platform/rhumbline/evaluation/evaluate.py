@@ -157,8 +157,8 @@ class PolicyEvaluation:
             scale=dict(zip(names, scale_K.tolist(), strict=True)),
             reference_point={name: float(reference_point[name]) for name in names},
             directions=_directions(grouped, names, mean_DK, mean_BDK, counts_BP, signs_K, scale_K),
-            hypervolume=Interval.of(
-                frontier.hypervolume(points_DK, reference_K), hypervolumes(points_BDK, reference_K)
+            hypervolume=Interval.basic(
+                frontier.hypervolume(points_DK, reference_K), hypervolumes(points_BDK, reference_K), at_least=0.0
             ),
             spearman=per_objective(controllability.spearman),
             kendall=per_objective(controllability.kendall),

@@ -27,7 +27,7 @@ def maximised(values: npt.ArrayLike, signs_K: npt.ArrayLike) -> FloatArray:
 def reference_point(minimum_K: npt.ArrayLike, range_K: npt.ArrayLike) -> FloatArray:
     """Minimum of the calibration split minus 10% of its range, (K,), in maximised coordinates.
 
-    It is fixed before a run and printed; two hypervolumes under different reference points cannot be compared.
+    It is frozen before a policy is evaluated, and printed; two hypervolumes under different ones cannot be compared.
     Where an objective is minimised, its minimum here is minus its largest calibration score.
     """
     return np.asarray(minimum_K, dtype=np.float64) - 0.1 * np.asarray(range_K, dtype=np.float64)

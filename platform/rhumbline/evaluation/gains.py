@@ -3,7 +3,7 @@
 Works on the JSON of evaluations; resamples the same prompts in both.
 
     hypervolume_gain(t2, t0).low > 0       # the front grew, beyond the luck of the prompts
-    directional_gain(t2, initial)          # per direction, in standard deviations along it
+    directional_gain(t2, initial)          # per direction, in units of v . r / scale
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def hypervolume_gain(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> Interval | None:
-    """Hypervolume of `later` minus that of `earlier`, the same prompts drawn for both.
+    """Hypervolume of `later` minus that of `earlier`, the same prompts drawn for both; see `bootstrap` for the interval.
 
     None where the two cannot be compared: other objectives, another reference point, or other prompts.
     """
@@ -40,7 +40,7 @@ def hypervolume_gain(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> In
         points_DPK = frontier.maximised(rewards_DPK[directed] if directed else rewards_DPK, signs_K)
         value += weight * frontier.hypervolume(prompt_means(points_DPK), reference_K)
         resampled_B += weight * hypervolumes(resampled_means(points_DPK, counts_BP), reference_K)
-    return Interval.of(value, resampled_B)
+    return Interval.basic(value, resampled_B)
 
 
 def directional_gain(evaluation: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[Interval | None]:

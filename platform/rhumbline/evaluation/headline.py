@@ -9,10 +9,12 @@ Evaluations are JSON of `PolicyEvaluation`; an em dash stands for what is not de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhumbline.evaluation.gains import hypervolume_gain
-from rhumbline.evaluation.health import Finding
+
+if TYPE_CHECKING:
+    from rhumbline.evaluation.health import Finding
 
 JSON = Mapping[str, Any]
 MINUS = "\N{MINUS SIGN}"
@@ -110,6 +112,11 @@ def say_direction(entry: JSON) -> str:
     if entry["angle_deg"] is not None:
         return f"{entry['angle_deg']:g}°".replace("-", MINUS)
     return f"({', '.join(f'{weight:.2f}' for weight in entry['vector'])})".replace("-", MINUS)
+
+
+def say_unit(evaluation: JSON) -> str:
+    """What v . r / scale counts: `sd`, standard deviations of t=0's samples, or `points` where scores are not standardised."""
+    return "points" if all(scale == 1 for scale in evaluation["scale"].values()) else "sd"
 
 
 def say_seconds(seconds: float | None) -> str:

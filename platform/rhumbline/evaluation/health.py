@@ -1,7 +1,7 @@
 """Rules that notice what goes wrong in preference training before a person does. From figures to plain sentences.
 
-    check_health([t0, t1, t2], initial=initial, selected={"unique": 900, "duplicates_dropped": 40, "failed": 0})
-    # [Finding(level='warning', message='t=2: 31% of answers at -45 degrees were cut at the token limit ...')]
+    check_health([t0, t1, t2], initial=initial, selected={"candidates": 4000, "duplicates_dropped": 40, "failed": 0})
+    # [Finding(level='warning', message='t=2: 31% of answers under −45° were cut at the token limit ...')]
 
 `evaluations` and `initial` are JSON of `PolicyEvaluation`. An error says that the figures cannot be trusted, a
 warning that a known failure shows, a note that something is worth knowing. No finding at all is the good case.
@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from rhumbline.evaluation.gains import directional_gain
+from rhumbline.evaluation.headline import say_direction
 
 JSON = Mapping[str, Any]
 
@@ -26,7 +27,6 @@ MAX_FAILED_SHARE = 0.02
 MAX_LENGTH_DRIFT = 1.3  # growth of the mean length over all directions, which nobody asked for
 MAX_KL_PER_TOKEN = 1.0  # nats per response token
 MAX_KL_GROWTH = 2.0  # from one iteration to the next
-MIN_MARGIN = 0.1  # standard deviations between the kept answer and its candidates' mean
 MIN_SPEARMAN = 0.5
 MAX_OVERLAP = 0.9  # Jaccard of words; independent answers to one prompt share about a quarter
 
@@ -44,11 +44,8 @@ class Signals:
 
     evaluations: Sequence[JSON] = ()  # by iteration
     initial: JSON | None = None
-    selected: JSON = field(default_factory=dict)  # unique, duplicates_dropped, failed
-    margins: Mapping[str, float] = field(
-        default_factory=dict
-    )  # label of the iteration -> mean margin, standard deviations
-    losses: Sequence[float] = ()  # of every optimiser step
+    selected: JSON = field(default_factory=dict)  # candidates, duplicates_dropped, failed: `Selection.counts`, summed
+    losses: Sequence[float | None] = ()  # of every optimiser step, as metrics.jsonl has it: None is not a number
 
 
 def check_health(
@@ -56,20 +53,17 @@ def check_health(
     *,
     initial: JSON | None = None,
     selected: JSON | None = None,
-    margins: Mapping[str, float] | None = None,
-    losses: Sequence[float] = (),
+    losses: Sequence[float | None] = (),
 ) -> list[Finding]:
     """Run every rule; errors first, then warnings, then notes."""
-    signals = Signals(
-        evaluations=evaluations, initial=initial, selected=selected or {}, margins=margins or {}, losses=losses
-    )
+    signals = Signals(evaluations=evaluations, initial=initial, selected=selected or {}, losses=losses)
     findings = [finding for rule in RULES for finding in rule(signals)]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
 def not_a_number(signals: Signals) -> Iterator[Finding]:
     """NaN or infinite losses and means."""
-    bad = [step for step, loss in enumerate(signals.losses) if not math.isfinite(loss)]
+    bad = [step for step, loss in enumerate(signals.losses) if loss is None or not math.isfinite(loss)]
     if bad:
         yield Finding(
             "error", f"the loss was not finite at {len(bad)} of {len(signals.losses)} steps, first at {bad[0]}"
@@ -79,7 +73,7 @@ def not_a_number(signals: Signals) -> Iterator[Finding]:
             empty = [name for name, interval in entry["rewards"].items() if interval["value"] is None]
             if empty or entry["length"]["value"] is None:
                 what = ", ".join(empty or ["length"])
-                yield Finding("error", f"{evaluation['label']}: {what} {say_direction(entry)} is not a number")
+                yield Finding("error", f"{evaluation['label']}: {what} under {say_direction(entry)} is not a number")
 
 
 def identical_rewards(signals: Signals) -> Iterator[Finding]:
@@ -137,35 +131,24 @@ def cut_answers(signals: Signals) -> Iterator[Finding]:
             level: Literal["warning", "note"] = "note" if evaluation is signals.initial else "warning"
             yield Finding(
                 level,
-                f"{evaluation['label']}: {cut:.0%} of answers {say_direction(worst)} were cut at the token limit, "
+                f"{evaluation['label']}: {cut:.0%} of answers under {say_direction(worst)} were cut at the token limit, "
                 "so lengths there are lower bounds (evaluation.sampling.max_tokens)",
             )
 
 
 def duplicates_and_failures(signals: Signals) -> Iterator[Finding]:
     """Candidates that were the same, or never came."""
-    unique, dropped, failed = (signals.selected.get(key) or 0 for key in ("unique", "duplicates_dropped", "failed"))
-    if unique + dropped and dropped / (unique + dropped) > MAX_DUPLICATE_SHARE:
+    counts = (signals.selected.get(key) or 0 for key in ("candidates", "duplicates_dropped", "failed"))
+    candidates, dropped, failed = counts
+    if candidates and dropped / candidates > MAX_DUPLICATE_SHARE:
         yield Finding(
             "warning",
-            f"{dropped / (unique + dropped):.0%} of the candidates were duplicates: sample warmer"
-            " (sampling.temperature)",
+            f"{dropped / candidates:.0%} of the candidates were duplicates: sample warmer (sampling.temperature)",
         )
     if failed:
-        share = failed / (unique + dropped + failed)
+        share = failed / (candidates + failed)
         level: Literal["warning", "note"] = "warning" if share > MAX_FAILED_SHARE else "note"
         yield Finding(level, f"{failed} candidates failed ({share:.1%}) and were left out; see events.jsonl")
-
-
-def low_margin(signals: Signals) -> Iterator[Finding]:
-    """Best-of-n that hardly chooses: nothing to learn from the selected set."""
-    for label, margin in signals.margins.items():
-        if margin < MIN_MARGIN:
-            yield Finding(
-                "warning",
-                f"{label}: the selected answers are only {margin:.2f} standard deviations better than their "
-                "candidates' mean: more samples or more contrast (samples, initial.styles)",
-            )
 
 
 def direction_collapse(signals: Signals) -> Iterator[Finding]:
@@ -215,20 +198,10 @@ RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     length_drift,
     cut_answers,
     duplicates_and_failures,
-    low_margin,
     direction_collapse,
     same_words,
     shrinking_front,
 )
-
-
-def say_direction(entry: JSON) -> str:
-    """`at -45 degrees`, `at (0.58, 0.58, 0.58)` or `asked without a direction`."""
-    if entry["vector"] is None:
-        return "asked without a direction"
-    if entry["angle_deg"] is not None:
-        return f"at {entry['angle_deg']:g} degrees"
-    return f"at ({', '.join(f'{weight:.2f}' for weight in entry['vector'])})"
 
 
 def _all(signals: Signals) -> list[JSON]:

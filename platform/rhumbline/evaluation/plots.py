@@ -25,6 +25,7 @@ from matplotlib.patches import Ellipse
 from scipy.stats import chi2
 
 from rhumbline.evaluation.gains import directional_gain
+from rhumbline.evaluation.headline import say_unit
 
 JSON = Mapping[str, Any]
 
@@ -196,7 +197,7 @@ def hypervolumes(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
         name="hypervolume",
         title="Hypervolume per iteration",
         caption="Volume of reward space that the front dominates, with 95% intervals. "
-        f"Reference point, fixed before the run: {point}.",
+        f"Reference point, the same for every policy: {point}.",
         figure=figure,
         rows=[{"t": e["t"], "label": e["label"]} | e["hypervolume"] for e in everyone],
     )
@@ -217,7 +218,8 @@ def reward_kl(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     if initial is not None:
         axes.plot(0, 0, "X", color=NEUTRAL, markersize=7, label=initial["label"])
     axes.set_xlabel("KL to the initial policy, nats per response")
-    axes.set_ylabel("gain along the direction, sd" if initial is not None else "reward along the direction, sd")
+    what, unit = "reward" if initial is None else "gain", say_unit(evaluations[0])
+    axes.set_ylabel(f"{what} along the direction, {unit}")
     axes.legend(fontsize=9)
     return Plot(
         name="reward_kl",

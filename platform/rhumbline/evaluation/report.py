@@ -4,7 +4,7 @@
     write_report(run_dir / "report", ReportInput(
         name="smol", method="Directional preference alignment", base_model="SmolLM2-135M-Instruct",
         evaluations=[t0.to_json(), t2.to_json()], initial_policy=initial.to_json(), samples=samples, stages=[stage],
-        selected={"unique": 900, "duplicates_dropped": 12, "failed": 0}, recipe={"samples": 16}, versions=versions))
+        selected=kept.counts(failed=0), recipe={"samples": 16}, versions=versions))
 
     report/index.html  summary.json  figures/*.png  data/*.csv
 
@@ -29,7 +29,15 @@ from rhumbline.durable import replace, to_json
 from rhumbline.errors import StoreError
 from rhumbline.evaluation import interactive, plots
 from rhumbline.evaluation.gains import hypervolume_gain
-from rhumbline.evaluation.headline import headlines, say_direction, say_interval, say_number, say_seconds, verdict
+from rhumbline.evaluation.headline import (
+    headlines,
+    say_direction,
+    say_interval,
+    say_number,
+    say_seconds,
+    say_unit,
+    verdict,
+)
 from rhumbline.evaluation.health import Finding
 from rhumbline.evaluation.samples import browser
 
@@ -48,7 +56,7 @@ class ReportInput:
     initial_policy: JSON | None = None  # the same, asked without a direction
     samples: Sequence[JSON] = ()  # evaluation.samples.pick, of every evaluation
     stages: Sequence[JSON] = ()  # name, seconds, items, tokens, tokens_per_s; None where it does not apply
-    selected: JSON = field(default_factory=dict)  # unique, duplicates_dropped, failed
+    selected: JSON = field(default_factory=dict)  # unique, candidates, duplicates_dropped, failed
     budget: JSON = field(default_factory=dict)  # what -> number: prompts, samples, training steps
     recipe: JSON = field(default_factory=dict)  # dotted key -> value: what a reader should know of the recipe
     health: Sequence[Finding] = ()  # health.check_health
@@ -119,7 +127,7 @@ def page(report: ReportInput, drawn: Sequence[plots.Plot]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": say_number, "interval": say_interval, "seconds": say_seconds}
-    environment.filters["direction"] = say_direction
+    environment.filters |= {"direction": say_direction, "unit": say_unit}
     data = {
         "front": interactive.front(report.evaluations, report.initial_policy, report.samples),
         "samples": browser(report.samples),

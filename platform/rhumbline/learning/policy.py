@@ -49,7 +49,7 @@ def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"{folder} is no policy: it holds no config.json (policy.initial). Adapters go in policy.adapter"
+                f"{folder} is no policy: it holds no config.json (policy.initial). Adapters go in initial.adapter"
             )
         return folder
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:

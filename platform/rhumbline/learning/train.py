@@ -4,9 +4,9 @@
     result.checkpoint                    # full weights that transformers and vLLM load; its adapter/ under LoRA
 
 Examples without a teacher learn their response (`losses.sft`). Those with one learn the distribution that the frozen
-initial policy, asked as `teacher` says, has over the same response (`losses.distill`). Both share one denominator. A
-step's samples, order and random numbers depend on (seed, step) alone, so a run that resumes at a step has the losses
-of one undisturbed.
+teacher, asked as `teacher` says, has over the same response (`losses.distill`). Both share one denominator. A
+step's samples and their order depend on (seed, step) alone, its random numbers on (seed, step, rank), so a run that resumes
+at a step with as many workers has the losses of one undisturbed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ from rhumbline.records import Example
 
 Report = Callable[[dict[str, Any], Path | None], None]  # figures of a step, and a folder where a checkpoint was written
 STATE = "state.json"
-# What may differ between a training and its continuation: the update depends on none of them.
+# What may differ between a training and its continuation: without dropout in the adapter (learner.lora.dropout) the update
+# depends on none of them. Its random numbers fall differently on another division into workers and micro-batches.
 FREE = {"num_workers", "num_cpus", "num_gpus", "threads", "micro_batch_tokens", "checkpoint_every", "max_failures"}
 
 
@@ -276,7 +277,10 @@ def _models(
 
 
 def _checkpoint(engine: Engine, parent: Path, state: dict[str, Any], world: World) -> Path | None:
-    """Write a step's state; the one before goes once this one is complete. None where this worker wrote nothing."""
+    """Write a step's state; the one before goes once this one is complete. None where this worker wrote nothing.
+
+    Under torch rank 0 writes, under DeepSpeed every rank its shard.
+    """
     folder = parent / f"{state['step']:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)
@@ -285,7 +289,7 @@ def _checkpoint(engine: Engine, parent: Path, state: dict[str, Any], world: Worl
         for old in parent.iterdir():
             if old.name < folder.name:
                 shutil.rmtree(old, ignore_errors=True)
-    return folder if any(folder.iterdir()) else None
+    return folder if world.rank == 0 or isinstance(engine, DeepSpeedEngine) else None
 
 
 def _resume(engine: Engine, folder: str | Path | None, identity: str) -> dict[str, Any]:

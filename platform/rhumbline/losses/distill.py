@@ -2,7 +2,7 @@
 
     loss, metrics = distill(student_RV, teacher_RV, weights_R, denominator=mass)
 
-The teacher is the frozen initial policy asked in words, the student is asked by the direction codec
+The teacher is a frozen policy asked in words, the student is asked by the direction codec alone
 (arXiv:2209.15189). Both see the same response, so row r of both is the distribution of the same token. R learned
 tokens, V vocabulary.
 """

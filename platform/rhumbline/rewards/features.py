@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rhumbline.data.chat import encode
 from rhumbline.errors import ConfigError, ScoringError
-from rhumbline.learning.policy import load_tokenizer, set_threads
+from rhumbline.learning.policy import load_tokenizer, resolve, set_threads
 from rhumbline.records import Prompt
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Extractor:
 
     def setup(self) -> None:
         set_threads(self.threads)
-        self.backbone = Backbone.load(self.folder, self.spec)
+        self.backbone = Backbone.load(resolve(self.folder), self.spec)
 
     def pid(self) -> int:
         return os.getpid()

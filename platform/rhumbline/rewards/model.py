@@ -38,7 +38,7 @@ class Source(Protocol):
 
     @property
     def id(self) -> str:
-        """Equal ids give equal scores."""
+        """Equal ids give equal scores under one tokenizer; the policy's, which rules count tokens with, is not in it."""
         ...
 
     def setup(self) -> None:
@@ -97,7 +97,10 @@ class RewardModel:
 
     @property
     def id(self) -> str:
-        """A hash of sources and objectives: what rewards, and all that was learned from them, depend on."""
+        """A hash of sources and objectives: what rewards, and all that was learned from them, depend on.
+
+        It leaves out the policy's tokenizer, which rules count tokens with: compare it between policies of one tokenizer.
+        """
         said = {
             "sources": [source.id for source in self.sources],
             "objectives": {

@@ -58,7 +58,8 @@ class Head:
         return asdict(self)
 
 
-def _linear(raw_low: float, raw_high: float, low: float, high: float) -> dict[str, float]:
+def linear_map(raw_low: float, raw_high: float, low: float, high: float) -> dict[str, float]:
+    """The numbers of a `Head` whose raw_low becomes `low` and raw_high `high`."""
     scale = (high - low) / (raw_high - raw_low)
     return {"raw_low": raw_low, "raw_high": raw_high, "scale": scale, "offset": low - scale * raw_low}
 
@@ -66,11 +67,11 @@ def _linear(raw_low: float, raw_high: float, low: float, high: float) -> dict[st
 # Published maps of known rating scales onto 0-100, by the name that a recipe gives them.
 SCALES: dict[str, dict[str, float]] = {
     # 20 r + 10: 0-4 -> 10, 30, 50, 70, 90, as DPA's released reward model has it.
-    "helpsteer": _linear(0, 4, 10, 90),
+    "helpsteer": linear_map(0, 4, 10, 90),
     # DPA's map for UltraFeedback is not published, and 20 r + 10 would take its 5 to 110: the same 10-90 instead.
-    "ultrafeedback": _linear(1, 5, 10, 90),
-    "ultrafeedback-overall": _linear(1, 10, 10, 90),
-    "unit": _linear(0, 1, 0, 100),
+    "ultrafeedback": linear_map(1, 5, 10, 90),
+    "ultrafeedback-overall": linear_map(1, 10, 10, 90),
+    "unit": linear_map(0, 1, 0, 100),
 }
 
 

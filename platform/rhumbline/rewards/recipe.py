@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from rhumbline import config
 from rhumbline.config import Section
 from rhumbline.errors import ConfigError, did_you_mean
-from rhumbline.rewards.objectives import SCALES, Head
+from rhumbline.rewards.objectives import SCALES, Head, linear_map
 
 
 class Scale(Section):
@@ -116,13 +116,7 @@ class RewardRecipe(Section):
                         raise ConfigError(
                             f"ratings.{source}.heads.{name}.scale: expected raw_low < raw_high and low < high"
                         )
-                    scale = (s.high - s.low) / (s.raw_high - s.raw_low)
-                    numbers = {
-                        "raw_low": s.raw_low,
-                        "raw_high": s.raw_high,
-                        "scale": scale,
-                        "offset": s.low - scale * s.raw_low,
-                    }
+                    numbers = linear_map(s.raw_low, s.raw_high, s.low, s.high)
                 heads.append(
                     Head(
                         name=name,

@@ -35,9 +35,9 @@ def verbosity(_prompt: Prompt, _response: str, tokens: Sequence[int], *, half: f
     return 100.0 * len(tokens) / (len(tokens) + half)
 
 
-def repetition(_prompt: Prompt, _response: str, tokens: Sequence[int], *, n: float = 3) -> float:
+def repetition(_prompt: Prompt, _response: str, tokens: Sequence[int], *, n: int = 3) -> float:
     """Share of token n-grams that occurred before in the answer, in percent: 0 for none, near 100 for a loop."""
-    size = int(n)
+    size = int(n)  # recipes hold numbers as floats
     grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
     return 100.0 * (1 - len(set(grams)) / len(grams)) if grams else 0.0
 
@@ -133,7 +133,9 @@ def _check(rule: Rule, where: str) -> None:
                 f"{where}.options.{option}: the rule {rule.rule} has no such option."
                 f"{did_you_mean(option, known_options)} Known: {', '.join(known_options) or 'none'}"
             )
-        if not isinstance(value, int | float) or not value > 0:
+        if not value > 0:
             raise ConfigError(f"{where}.options.{option}: expected a number above 0, got {value!r}")
+        if isinstance(known_options[option], int) and value != int(value):
+            raise ConfigError(f"{where}.options.{option}: expected a whole number, got {value!r}")
     if rule.rule == "bleu" and importlib.util.find_spec("sacrebleu") is None:
         raise ConfigError(f"{where}.rule: bleu needs the package sacrebleu: `pip install sacrebleu`")

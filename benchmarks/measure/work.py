@@ -1,0 +1,45 @@
+"""What the benchmarks work on: the smol recipe with its first queries, and stand-ins for answers.
+
+plan = smol()
+queries = first_queries(plan, 32)                      # as iteration t=1 asks them, one per prompt
+texts = answers(plan, tokenizer, num=32, seed=0)       # 20 to 90 tokens each
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rhumbline import config, recipes
+from rhumbline.errors import ConfigError
+from rhumbline.plan import Plan
+from rhumbline.records import Query
+
+SHORTEST, LONGEST = 20, 90  # tokens of an answer: about what SmolLM2-135M gives to one sentence, and to no limit
+
+
+def smol() -> Plan:
+    """jobs/recipes/smol.yaml, whose settings are what is measured."""
+    return Plan.make(config.load(recipes.find("smol")))
+
+
+def first_queries(plan: Plan, num: int) -> list[Query]:
+    """One query for each of the first `num` prompts of t=1, directions and words included."""
+    queries = plan.first_queries(num)
+    if len(queries) < num:
+        raise ConfigError(f"asked for {num} prompts, the first half of the smol recipe has {len(queries)}")
+    return queries
+
+
+def answers(plan: Plan, tokenizer: Any, num: int, seed: int) -> list[str]:
+    """Distinct stretches of real text, of uniform length, cut from the embedded prompts laid end to end."""
+    prompts = [prompt.messages[-1].content for prompt in plan.splits.train]
+    rng = np.random.default_rng(seed)
+    ids = tokenizer(" ".join(prompts[i] for i in rng.permutation(len(prompts))), add_special_tokens=False)["input_ids"]
+    texts: dict[str, None] = {}
+    while len(texts) < num:
+        length = int(rng.integers(SHORTEST, LONGEST + 1))
+        start = int(rng.integers(0, len(ids) - length))
+        texts[str(tokenizer.decode(ids[start : start + length], skip_special_tokens=True)).strip()] = None
+    return list(texts)
