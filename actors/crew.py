@@ -210,7 +210,7 @@ class Crew:
             recipe.learner if t > 0 else recipe.learner_for_initial(),
             policy_dir=policy_dir,
             adapter_dir=adapter_dir,
-            teacher_dir=self.initial if t == 0 else self.store.checkpoint_dir(t - 1).resolve(),  # whoever sampled
+            teacher_dir=self.initial,
             out_dir=out,
             name=f"{recipe.name}-t{t}",
             storage=self.store.path / "train",

@@ -19,9 +19,9 @@ from rhumbline.records import Example, Prompt, Selected
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
     """One example per kept completion. A response that was cut at max_tokens does not teach its end.
 
-    distil: where a sample was asked in a style's words, the policy that sampled it, frozen and asked as it was asked (in the
-    words, and from t=1 on with a direction too), is the teacher of the response's distribution; the student is asked by the
-    direction alone (context distillation, arXiv:2209.15189).
+    distil: where a sample was asked in a style's words instead of a direction, the frozen initial policy, asked in the same
+    words, is the teacher of the response's distribution; the student is asked by the direction alone (context distillation,
+    arXiv:2209.15189).
     """
     examples = []
     for index, kept in enumerate(selected):

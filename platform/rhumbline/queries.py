@@ -41,21 +41,22 @@ def ask(
 ) -> list[Query]:
     """`directions.per_prompt` directions per prompt, drawn by its law, each said by the codec.
 
-    `styled_share` of the queries, drawn by lot, also carry the words of one of `styles` (those that have words).
+    `styled_share` of the queries, drawn by lot, are asked in the words of one of `styles` instead; their direction is then one
+    that the prompt's samples are ranked for, not one that is said. A prompt's styles differ as long as there are enough.
     """
     queries = []
-    worded = {name: style for name, style in (styles or {}).items() if style.words}
     for prompt in prompts:
         rng = np.random.default_rng(derive_seed(seed, iteration, prompt.id, "directions"))
         drawn_NK = cone.sample(
             rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
         )
         asked = ask_all([prompt], [tuple(v_K.tolist()) for v_K in drawn_NK], codec, iteration=iteration, seed=seed)
+        names: list[str] = []
         for query in asked:
-            if worded and rng.uniform() < styled_share:
-                name = str(rng.choice(list(worded)))
-                messages = said_in(worded[name], query.messages)
-                query = dataclasses.replace(query, style=name, messages=messages)
+            if styles and rng.uniform() < styled_share:
+                names = names or [str(name) for name in rng.permutation(list(styles))]
+                name = names.pop()
+                query = dataclasses.replace(query, style=name, messages=said_in(styles[name], prompt.messages))
             queries.append(query)
     return queries
 

@@ -45,7 +45,7 @@ class Query:
     iteration: int  # t
     direction: tuple[float, ...] | None  # (K,) unit vector, recipe order; None = asked without a direction
     direction_index: int  # which of the prompt's queries this is, from 0
-    style: str  # whose words were added to the user's turn for contrast (t=0; later by initial.fade); never trained on
+    style: str  # whose words stood in the user's turn instead of a direction, for contrast (t=0; later by initial.fade)
     messages: tuple[Message, ...]  # rendered by the codec: system, turns, style
     seed: int  # derived from (run seed, iteration, prompt id, direction index)
 

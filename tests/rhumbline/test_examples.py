@@ -15,8 +15,6 @@ def selected(
     finish: str = "stop", direction: tuple[float, float] = (0.8, -0.6), style: str = "short", iteration: int = 0
 ) -> Selected:
     asked = (Message(role="user", content="Why?\n\nBe short." if style else "Why?"),)
-    if iteration:
-        asked = conversation(CODEC, (1.0, 0.0), asked)
     query = Query(
         prompt=PROMPT,
         iteration=iteration,
@@ -59,13 +57,11 @@ def test_the_teacher_is_asked_as_the_sample_was() -> None:
     assert example.teacher == (Message(role="user", content="Why?\n\nBe short."),)
 
 
-def test_words_beside_a_direction_are_taught_by_both() -> None:
-    (example,) = from_selected([selected(iteration=1)], CODEC, distil=True)
-    assert example.teacher is not None
-    assert direction_of(example.teacher, CODEC) == pytest.approx((1.0, 0.0))  # the one it was sampled under
-    assert example.teacher[-1].content == "Why?\n\nBe short."
+def test_what_was_sampled_by_a_direction_has_no_teacher() -> None:
+    (styled,) = from_selected([selected(iteration=1)], CODEC, distil=True)
+    assert styled.teacher is not None
     (bare,) = from_selected([selected(iteration=1, style="")], CODEC, distil=True)
-    assert bare.teacher is None  # sampled by the direction alone: plain fine-tuning, as in the paper
+    assert bare.teacher is None  # plain fine-tuning, as in the paper
 
 
 def test_one_completion_kept_twice_gives_two_examples() -> None:

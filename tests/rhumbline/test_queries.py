@@ -109,31 +109,33 @@ def test_spread_directions_in_three_dimensions_stay_in_the_cone() -> None:
         assert all(cone.contains(v) for v in directions)
 
 
-STYLES = {
-    "plain": config.Style(samples=4),
-    "short": config.Style(words="Be brief."),
-    "long": config.Style(words="Go on."),
-}
+STYLES = {"plain": config.Style(), "short": config.Style(words="Be brief."), "long": config.Style(words="Go on.")}
 
 
-def test_a_share_of_the_queries_carries_words_and_the_direction_all_the_same() -> None:
+def test_a_share_of_the_queries_is_asked_in_words_instead() -> None:
     settings = config.Directions(per_prompt=4)
     bare = ask(prompts(50), ARC, CODEC, settings, iteration=1, seed=7)
     mixed = ask(prompts(50), ARC, CODEC, settings, iteration=1, seed=7, styles=STYLES, styled_share=0.5)
     styled = [q for q in mixed if q.style]
     assert 70 <= len(styled) <= 130
-    assert {q.style for q in styled} == {"short", "long"}  # a style without words would be no contrast
+    assert {q.style for q in styled} == set(STYLES)
     assert [(q.id, q.seed, q.direction) for q in mixed] == [(q.id, q.seed, q.direction) for q in bare]
     for plain, query in zip(bare, mixed, strict=True):
-        words = f"\n\n{STYLES[query.style].words}" if query.style else ""
-        assert query.messages[-1].content == plain.messages[-1].content + words
-        assert direction_of(query.messages, CODEC) == direction_of(plain.messages, CODEC)
+        if query.style:
+            words = f"\n\n{STYLES[query.style].words}" if STYLES[query.style].words else ""
+            assert [m.content for m in query.messages] == [query.prompt.messages[0].content + words]
+        else:
+            assert query == plain
     assert mixed[4:8] == ask(prompts(2)[1:], ARC, CODEC, settings, iteration=1, seed=7, styles=STYLES, styled_share=0.5)
 
 
-def test_no_words_without_a_share_or_without_styles_that_have_any() -> None:
+def test_the_styles_of_a_prompt_differ() -> None:
+    settings = config.Directions(per_prompt=3)
+    asked = ask(prompts(20), ARC, CODEC, settings, iteration=1, seed=7, styles=STYLES, styled_share=1.0)
+    for first in range(0, len(asked), 3):
+        assert {q.style for q in asked[first : first + 3]} == set(STYLES)
+
+
+def test_no_words_without_a_share() -> None:
     settings = config.Directions(per_prompt=4)
     assert not any(q.style for q in ask(prompts(20), ARC, CODEC, settings, iteration=1, seed=7, styles=STYLES))
-    wordless = {"plain": config.Style()}
-    asked = ask(prompts(20), ARC, CODEC, settings, iteration=1, seed=7, styles=wordless, styled_share=0.99)
-    assert not any(q.style for q in asked)
