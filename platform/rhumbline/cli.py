@@ -53,7 +53,10 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, ConnectionError) as e:  # the latter: no Ray cluster answers where the job was told to look
+    except (UserError, ConnectionError) as e:
+        # Plain: no Ray cluster answers where the job was told to look. A kind of it, such as a reset, came later.
+        if isinstance(e, ConnectionError) and type(e) is not ConnectionError:
+            raise
         print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except StoreError as e:

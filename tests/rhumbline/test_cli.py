@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rhumbline import __version__, config, doctor, probe, recipes, runs
-from rhumbline.cli import app, main
-from rhumbline.errors import ConfigError, RunError, UserError
+from rhumbline.cli import app, main, user_errors
+from rhumbline.errors import ConfigError, RunError, StoreError, UserError
 from rhumbline.store import RunStore
 
 RECIPE = """\
@@ -303,3 +303,19 @@ def test_doctor_compares_the_clusters_ray_with_ours(
     assert found("ray cluster").level == level
     assert version in found("ray cluster").value
     assert ("8 CPU" in found("ray cluster").value) == (level == "ok")
+
+
+def test_no_cluster_is_a_users_error_and_a_lost_connection_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise ConnectionError("no Ray cluster answers at 10.0.0.1:6379")
+    assert ended.value.code == 2
+    assert "no Ray cluster answers" in capsys.readouterr().err
+    with pytest.raises(ConnectionResetError), user_errors():
+        raise ConnectionResetError("an hour later")
+
+
+def test_a_full_disk_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise StoreError("the disk is full")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: the disk is full\n"
