@@ -75,7 +75,7 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             kept = select(candidates, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
             recorded = store.read(f"{stage}/selected", Selected)  # after a resume, what the earlier session kept
-            examples = from_selected(recorded, plan.codec, distil=recipe.initial.distil)
+            examples = from_selected(recorded, plan.codec)
             mixed = with_replay(examples, first.examples, recipe.selection.replay_fraction, recipe.seed + t)
             crew.learn(t, mixed, plan.codec, first.calibration)
             policies.append(crew.evaluate(t, first.calibration))

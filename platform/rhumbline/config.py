@@ -191,8 +191,12 @@ class Initial(Section):
         None  # adapter: a folder with a LoRA of policy.initial and steering.json; 'embedded' is shipped
     )
     styles: dict[str, Style] = {"plain": Style(samples=4)}  # relabel: what to sample from the initial policy
-    distil: bool = False  # learn the initial policy's distribution when asked in a style's words, not its samples alone
-    fade: float = Field(0.0, ge=0, lt=1)  # fade ** t of the queries of t >= 1 are asked in a style's words, as at t=0
+    distil: bool = (
+        False  # t=0: learn the initial policy's distribution when asked in a style's words, not its samples alone
+    )
+    fade: float = Field(
+        0.0, ge=0, lt=1
+    )  # fade ** t of the queries of t >= 1 are asked in a style's words, not by direction
     labelled: str | None = None  # steerlm: prompt, response, ratings; a file, from where the job starts, or a hub name
     directions_per_prompt: int = Field(5, gt=0)
     learner: dict[str, Any] = {}  # overrides of `learner` for this stage

@@ -19,8 +19,8 @@ from rhumbline.records import Example, Prompt, Selected
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
     """One example per kept completion. A response that was cut at max_tokens does not teach its end.
 
-    distil: where a sample was asked in a style's words instead of a direction, the frozen initial policy, asked in the same
-    words, is the teacher of the response's distribution; the student is asked by the direction alone (context distillation,
+    distil: for t=0's samples, which the initial policy gave when asked in a style's words. It is the frozen teacher of the
+    response's distribution, asked in the same words; the student is asked by the direction alone (context distillation,
     arXiv:2209.15189).
     """
     examples = []
