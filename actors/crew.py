@@ -53,12 +53,14 @@ class Crew:
         self.recipe, self.store, self.plan = recipe, store, plan
         self.names = tuple(recipe.rewards.objectives)
         self.initial = _portable(recipe.policy.initial)
-        self.reward_model = RewardModel.build(recipe.rewards, policy=self.initial)  # its heavy parts stay unloaded
+        trusted = recipe.policy.trust_remote_code
+        # Its heavy parts stay unloaded here.
+        self.reward_model = RewardModel.build(recipe.rewards, policy=self.initial, trust_remote_code=trusted)
         self.metrics = MetricsLog(store.path / "metrics.jsonl")
         self.loaded = INITIAL
         self._held_out: dict[str, Rollout] = {}
         generator, threads = recipe.generator, recipe.scorer.threads
-        model = {"model": self.initial, "trust_remote_code": recipe.policy.trust_remote_code}
+        model = {"model": self.initial, "trust_remote_code": trusted}
         self.generators = self._pool(
             Generator,
             {**model, "settings": generator},
@@ -66,7 +68,9 @@ class Crew:
             generator.env,
         )
         self.scorers = self._pool(
-            Scorer, {"rewards": recipe.rewards, "policy": self.initial, "threads": threads}, recipe.scorer
+            Scorer,
+            {"rewards": recipe.rewards, "policy": self.initial, "threads": threads, "trust_remote_code": trusted},
+            recipe.scorer,
         )
         self.references = self._pool(
             Reference,
@@ -159,7 +163,10 @@ class Crew:
         if not self.recipe.selection.keep_best:
             return []
         earlier = range(t - 2, 0, -2)
-        return [s.scored for k in earlier for s in self.store.read(f"iterations/t={k}/selected", Selected)]
+        kept = (s.scored for k in earlier for s in self.store.read(f"iterations/t={k}/selected", Selected))
+        # One answer may be kept for several directions, and again by a later iteration: it competes once.
+        once = {(one.completion.query.iteration, one.completion.id): one for one in kept}
+        return list(once.values())
 
     def use(self, version: int | None) -> None:
         """Load a policy into every generator, and have it proven."""

@@ -19,13 +19,17 @@ from rhumbline.rewards.model import RewardModel
 class Scorer:
     """Plain Python: tests construct it directly, `Pool` makes it a Ray actor."""
 
-    def __init__(self, *, rewards: config.Rewards, policy: str, threads: int | None) -> None:
+    def __init__(
+        self, *, rewards: config.Rewards, policy: str, threads: int | None, trust_remote_code: bool = False
+    ) -> None:
         self.rewards, self.policy, self.threads = rewards, policy, threads
+        self.trust_remote_code = trust_remote_code
 
     def setup(self) -> None:
         """Load the reward model, which checks that its scores do not depend on the batch."""
         set_threads(self.threads)
-        self.model = RewardModel.build(self.rewards, policy=self.policy)
+        trusted = self.trust_remote_code
+        self.model = RewardModel.build(self.rewards, policy=self.policy, trust_remote_code=trusted)
         self.model.setup()
 
     def pid(self) -> int:

@@ -69,7 +69,8 @@ def run(recipe: RewardRecipe, answers: Answers, out: Path, local: bool, command:
     features_ND, probes_PD = np.split(np.concatenate(features), [len(answers.pairs)])
     lengths_N, probes_P = np.split(np.concatenate(lengths), [len(answers.pairs)])
 
-    heads, fits = fit(recipe, answers, features_ND, lengths_N, identity(resolve(recipe.backbone)))
+    known = identity(resolve(recipe.backbone), recipe.trust_remote_code)
+    heads, fits = fit(recipe, answers, features_ND, lengths_N, known)
     heads = heads.with_probes(heads.score(probes_PD, probes_P))
     told = describe(recipe, answers, heads, fits, features_ND, lengths_N, command)
     heads.save(out)
@@ -151,6 +152,7 @@ def _extractor(recipe: RewardRecipe) -> dict[str, Any]:
         "spec": spec_of(recipe),
         "token_budget": wanted.token_budget,
         "threads": wanted.threads,
+        "trust_remote_code": recipe.trust_remote_code,
     }
 
 

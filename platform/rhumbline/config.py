@@ -44,6 +44,7 @@ class RegressionSource(Section):
     kind: Literal["regression"] = "regression"
     path: str = "embedded"  # a folder with heads.safetensors and schema.json; 'embedded' is the shipped one
     backbone: str | None = None  # where the backbone lies on this machine; None = as the schema says
+    trust_remote_code: bool = False  # of the backbone
 
 
 class RulesSource(Section):

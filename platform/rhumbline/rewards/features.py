@@ -94,7 +94,9 @@ class Backbone:
         self.tokenizer, self.spec, self.fingerprint = tokenizer, spec, fingerprint
 
     @classmethod
-    def load(cls, folder: str | Path, spec: FeatureSpec, *, device: str | None = None) -> Backbone:
+    def load(
+        cls, folder: str | Path, spec: FeatureSpec, *, device: str | None = None, trust_remote_code: bool = False
+    ) -> Backbone:
         """The first `spec.layer` layers of the model in `folder`. `device` None: the GPU that this process sees.
 
         Raises ConfigError for a folder that transformers cannot read and a model with fewer layers.
@@ -103,7 +105,7 @@ class Backbone:
         from transformers.utils import logging as transformers_logging
 
         logging: Any = transformers_logging
-        settings = _settings(folder)
+        settings = _settings(folder, trust_remote_code)
         depth = int(settings.num_hidden_layers)
         if spec.layer > depth:
             raise ConfigError(f"features.layer is {spec.layer}, the backbone in {folder} has {depth} layers")
@@ -115,7 +117,12 @@ class Backbone:
         try:
             # Answers that share a prompt need a mask of their own, which flash attention does not take.
             model = AutoModel.from_pretrained(
-                folder, config=settings, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
+                folder,
+                config=settings,
+                dtype=torch.float32,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError) as e:
             raise ConfigError(f"{folder}: transformers cannot load this backbone: {e}") from e
@@ -131,7 +138,8 @@ class Backbone:
             model.norm = torch.nn.Identity()  # it belongs to the last layer's states, which these are not
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(cast("PreTrainedModel", model.to(device)), load_tokenizer(folder), spec, known)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        return cls(cast("PreTrainedModel", model.to(device)), tokenizer, spec, known)
 
     def row(self, prompt: Prompt, response: str) -> Row:
         """Tokens of one pair, cut to the limits of the spec: the answer's end first, then the prompt's beginning."""
@@ -207,12 +215,22 @@ class Backbone:
 class Extractor:
     """A backbone that loads itself: what `jobs/reward.py` makes actors of."""
 
-    def __init__(self, *, folder: str, spec: FeatureSpec, token_budget: int, threads: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: str,
+        spec: FeatureSpec,
+        token_budget: int,
+        threads: int | None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.folder, self.spec, self.token_budget, self.threads = folder, spec, token_budget, threads
+        self.trust_remote_code = trust_remote_code
 
     def setup(self) -> None:
         set_threads(self.threads)
-        self.backbone = Backbone.load(resolve(self.folder), self.spec)
+        folder = resolve(self.folder)
+        self.backbone = Backbone.load(folder, self.spec, trust_remote_code=self.trust_remote_code)
 
     def pid(self) -> int:
         return os.getpid()
@@ -222,9 +240,9 @@ class Extractor:
         return self.backbone.features(pairs, self.token_budget)
 
 
-def identity(folder: str | Path) -> dict[str, Any]:
+def identity(folder: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """`fingerprint` of the model in a folder, without loading it. Raises ConfigError."""
-    return fingerprint(_settings(folder))
+    return fingerprint(_settings(folder, trust_remote_code))
 
 
 _IDENTITY = (
@@ -242,11 +260,11 @@ def fingerprint(settings: Any) -> dict[str, Any]:
     return {key: getattr(settings, key, None) for key in _IDENTITY}
 
 
-def _settings(folder: str | Path) -> Any:
+def _settings(folder: str | Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as e:
         raise ConfigError(f"{folder}: transformers cannot read this backbone: {e}") from e
 

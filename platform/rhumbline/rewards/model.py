@@ -59,14 +59,20 @@ class RewardModel:
 
     @classmethod
     def build(
-        cls, rewards: config.Rewards, *, policy: str | Path = "embedded", tokenise: Tokenise | None = None
+        cls,
+        rewards: config.Rewards,
+        *,
+        policy: str | Path = "embedded",
+        trust_remote_code: bool = False,
+        tokenise: Tokenise | None = None,
     ) -> RewardModel:
-        """From a recipe's section; light, `setup` loads the rest. `tokenise` None: by the tokenizer of `policy`.
+        """From a recipe's section; light, `setup` loads the rest. `tokenise` None: by the tokenizer of `policy`, which
+        `trust_remote_code` is for; a backbone has its own in the recipe.
 
         Raises ConfigError, before anything heavy is read, for a missing reward model, an unknown rule, and objectives
         that do not fit the heads.
         """
-        count = tokenise if tokenise is not None else _tokeniser(policy)
+        count = tokenise if tokenise is not None else _tokeniser(policy, trust_remote_code)
         sources: list[Source] = []
         for i, source in enumerate(rewards.sources):
             if isinstance(source, config.RulesSource):
@@ -76,7 +82,7 @@ class RewardModel:
                 heads = RegressionHeads.load(source.path)
             except ConfigError as e:
                 raise ConfigError(f"rewards.sources.{i}.path: {e}") from None
-            sources.append(RegressionRewards(heads, source.backbone, rewards.token_budget))
+            sources.append(RegressionRewards(heads, source.backbone, rewards.token_budget, source.trust_remote_code))
         heads_H = [head for one in sources for head in one.heads]
         return cls(sources, Objectives.build(rewards.objectives, heads_H))
 
@@ -158,7 +164,7 @@ def _key(pair: Pair) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _tokeniser(policy: str | Path) -> Callable[[str], Sequence[int]]:
+def _tokeniser(policy: str | Path, trust_remote_code: bool) -> Callable[[str], Sequence[int]]:
     """Text -> ids by the tokenizer of `policy`, which is read when the first text comes."""
     loaded: list[Callable[[str], Sequence[int]]] = []
 
@@ -166,7 +172,7 @@ def _tokeniser(policy: str | Path) -> Callable[[str], Sequence[int]]:
         if not loaded:
             from rhumbline.learning.policy import load_tokenizer
 
-            tokenizer = load_tokenizer(policy)
+            tokenizer = load_tokenizer(policy, trust_remote_code)
             loaded.append(lambda said: list(tokenizer(said, add_special_tokens=False)["input_ids"]))
         return loaded[0](text)
 

@@ -78,6 +78,7 @@ class RewardRecipe(Section):
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
     seed: int = 0  # of the bootstrap
     backbone: str = "embedded"  # as policy.initial: 'embedded', a hub name or a folder
+    trust_remote_code: bool = False  # of the backbone
     ratings: dict[str, Ratings] = Field(min_length=1)  # data set name -> ratings
     features: Features
     ridge: Ridge = Ridge()

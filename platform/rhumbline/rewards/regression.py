@@ -234,9 +234,16 @@ class RegressionHeads:
 class RegressionRewards:
     """A reward source: heads and the backbone that they were fitted on."""
 
-    def __init__(self, heads: RegressionHeads, folder: str | Path | None = None, token_budget: int = 4096) -> None:
+    def __init__(
+        self,
+        heads: RegressionHeads,
+        folder: str | Path | None = None,
+        token_budget: int = 4096,
+        trust_remote_code: bool = False,
+    ) -> None:
         """`folder` of the backbone; None: the schema's. Nothing heavy happens before `setup`."""
         self.regression, self.folder, self.token_budget = heads, folder, token_budget
+        self.trust_remote_code = trust_remote_code
         self.backbone: Backbone | None = None
 
     @property
@@ -256,7 +263,7 @@ class RegressionRewards:
         schema = self.regression.schema
         if backbone is None:
             name = self.folder if self.folder is not None else schema.backbone
-            backbone = Backbone.load(resolve(name), schema.features)
+            backbone = Backbone.load(resolve(name), schema.features, trust_remote_code=self.trust_remote_code)
         if dict(backbone.fingerprint) != dict(schema.fingerprint):
             raise ConfigError(
                 f"the heads were fitted on {schema.backbone} ({_shown(schema.fingerprint)}), the backbone given is "
