@@ -1,8 +1,9 @@
-"""Learner: one training run to completion as a Ray Train `TorchTrainer` around the library's train loop.
+"""Learner: one training run to completion as a Ray Train `TorchTrainer` around a train loop of the library.
 
     figures = learn(examples, recipe.learner, policy_dir=initial, out_dir="checkpoints/t=1", name="smol-t1",
                     storage="train", seed=7)
     figures["final_loss"]                  # out_dir is in Hugging Face layout, with the probe that weight syncs ask for
+    learn_rewards(task, recipe, out_dir="rewards/mine", name="mine", storage="train", seed=0)    # a reward network
 
 Any number of workers (gloo on CPUs, NCCL on GPUs), torch or DeepSpeed. A killed worker restarts the group from its last
 committed checkpoint; a killed driver finds the run again by its name and goes on from there. Ray Train commits a
@@ -19,12 +20,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.progress import Progress, learner_metrics
 from rhumbline import config, durable, errors, tables
 from rhumbline.errors import RhumblineError, TrainingError, UserError
 from rhumbline.records import Example, Message
+
+if TYPE_CHECKING:
+    from rhumbline.rewards.recipe import RewardRecipe
+    from rhumbline.rewards.task import Task
 
 NUM_PROBES, PROBE_TOKENS = 4, 64
 RESULT = "training.json"
@@ -55,33 +60,91 @@ def learn(
     `on_step` gets every step's figures as they come. Raises the worker's own error, where it is one of ours, else
     TrainingError.
     """
-    out, storage = Path(out_dir).resolve(), Path(storage).resolve()
     if not examples:
         raise TrainingError(f"{name}: nothing was selected, so there is nothing to learn from")
-    data, steps, failure = (storage / f"{name}.{end}" for end in ("examples.parquet", "steps.jsonl", "failure.json"))
+    settings = {
+        "policy_dir": str(policy_dir),
+        "adapter_dir": None if adapter_dir is None else str(Path(adapter_dir).resolve()),
+        "teacher_dir": None if teacher_dir is None else str(teacher_dir),
+        "trust_remote_code": trust_remote_code,
+    }
+    return _complete(
+        "policy",
+        settings,
+        learner,
+        lambda file: durable.replace(file, tables.to_parquet(list(examples))),
+        out_dir=out_dir,
+        name=name,
+        storage=storage,
+        seed=seed,
+        on_step=on_step,
+    )
+
+
+def learn_rewards(
+    task: Task,
+    recipe: RewardRecipe,
+    *,
+    out_dir: str | Path,
+    name: str,
+    storage: str | Path,
+    seed: int,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The same for a reward network: returns `rewards.training.FitResult` as a dict; `out_dir` has its schema, and what it gives
+    to held-out inputs (`rewards.results.finish`). The backbone is a name that every node resolves.
+    """
+    from rhumbline.rewards.task import save
+
+    return _complete(
+        "rewards",
+        {"recipe": recipe.model_dump(mode="json")},
+        recipe.learner,
+        lambda file: save(task, file),
+        out_dir=out_dir,
+        name=name,
+        storage=storage,
+        seed=seed,
+        on_step=on_step,
+    )
+
+
+def _complete(
+    loop: str,
+    settings: dict[str, Any],
+    learner: config.Learner,
+    write_data: Callable[[Path], None],
+    *,
+    out_dir: str | Path,
+    name: str,
+    storage: str | Path,
+    seed: int,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    """Run one of `LOOPS` to its end, or find that an earlier driver has; see `learn`."""
+    out, storage = Path(out_dir).resolve(), Path(storage).resolve()
+    data, steps, failure = (storage / f"{name}.{end}" for end in ("data", "steps.jsonl", "failure.json"))
     if not (out / RESULT).is_file():
         storage.mkdir(parents=True, exist_ok=True)
-        durable.replace(data, tables.to_parquet(list(examples)))  # a path, not a pickle: workers read it themselves
+        write_data(data)  # a path, not a pickle: workers read it themselves
         for stale in (steps, failure):
             stale.unlink(missing_ok=True)
-        loop = {
-            "examples": str(data),
+        handed = {
+            "loop": loop,
+            "settings": settings,
+            "data": str(data),
             "steps": str(steps),
             "failure": str(failure),
             "learner": learner.model_dump(mode="json"),
-            "policy_dir": str(policy_dir),
-            "adapter_dir": None if adapter_dir is None else str(Path(adapter_dir).resolve()),
-            "teacher_dir": None if teacher_dir is None else str(teacher_dir),
             "out_dir": str(out),
             "seed": seed,
-            "trust_remote_code": trust_remote_code,
         }
         snapshot = storage / name / SNAPSHOT
         if snapshot.is_file() and durable.parse_json(snapshot.read_bytes()) is None:
             # Ray Train rewrites it in place: torn by a kill or a full disk, it would refuse every attempt to go on.
             shutil.rmtree(storage / name, ignore_errors=True)
         with _Steps(name, steps, on_step) as watched:
-            _fit(loop, learner, name, storage, watched.look)
+            _fit(handed, learner, name, storage, watched.look)
         _raise(failure)
     result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
     shutil.rmtree(storage / name, ignore_errors=True)  # the optimiser's state: not needed any more, and large
@@ -100,7 +163,7 @@ def probe_again(folder: Path, trust_remote_code: bool = False) -> None:
 # --- the driver's side ------------------------------------------------------------------------------------------------
 
 
-def _fit(loop: dict[str, Any], learner: config.Learner, name: str, storage: Path, look: Callable[[], None]) -> None:
+def _fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Path, look: Callable[[], None]) -> None:
     """`TorchTrainer.fit` in a thread, while this one looks at the steps and stays open to signals.
 
     In the main thread, `fit` would take SIGINT for itself and keep it.
@@ -113,7 +176,7 @@ def _fit(loop: dict[str, Any], learner: config.Learner, name: str, storage: Path
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     trainer: Any = TorchTrainer(
         _worker,
-        train_loop_config=loop,
+        train_loop_config=handed,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=train.ScalingConfig(
             num_workers=learner.num_workers,
@@ -143,7 +206,7 @@ def _fit(loop: dict[str, Any], learner: config.Learner, name: str, storage: Path
         thread.join(_TICK_S)
         look()
     if raised and isinstance(raised[0], train.TrainingFailedError):
-        _raise(Path(loop["failure"]))
+        _raise(Path(handed["failure"]))
         text = str(next(iter(getattr(raised[0], "worker_failures", {}).values()), raised[0])).strip()
         raise TrainingError(
             f"{name}: training failed on every attempt (learner.max_failures): {text[-2000:]}"
@@ -191,7 +254,8 @@ class _Steps:
         ahead = max(step - self.progress.done, 0)
         self.progress.advance(ahead, tokens=max(tokens - self._tokens, 0), note=f"loss {figures['learn/loss']:.3f}")
         self._tokens = max(tokens, self._tokens)
-        learner_metrics(self.name, {key.removeprefix("learn/"): value for key, value in figures.items()})
+        known = {key.removeprefix("learn/"): value for key, value in figures.items() if value is not None}
+        learner_metrics(self.name, known)
         if self.on_step is not None:
             self.on_step(figures)
 
@@ -219,56 +283,80 @@ def _raise(failure: Path) -> None:
 # --- the workers' side ------------------------------------------------------------------------------------------------
 
 
-def _worker(loop: dict[str, Any]) -> None:
+def _worker(handed: dict[str, Any]) -> None:
     """One rank. A fault of the recipe, the data or a node would meet every attempt: it is left for the driver."""
     import ray.train
 
-    context, failure = ray.train.get_context(), Path(loop["failure"])
+    context, failure = ray.train.get_context(), Path(handed["failure"])
     if failure.is_file():  # an attempt before this one left it: end, so that the driver reads it
         return
     try:
-        _train(loop, context.get_world_rank())
+        _train(handed, context.get_world_rank())
     except (UserError, TrainingError) as e:
         durable.replace(failure, json.dumps({"kind": type(e).__name__, "message": str(e)}).encode())
         if context.get_world_size() > 1:  # the others may wait for this rank within a collective
             raise
 
 
-def _train(loop: dict[str, Any], rank: int) -> None:
-    """Rank 0 writes the checkpoint and its probe under a temporary name and renames them."""
+def _train(handed: dict[str, Any], rank: int) -> None:
+    """Rank 0 writes the checkpoint, and what its loop adds to it, under a temporary name and renames it."""
     import ray.train
 
-    from rhumbline.learning.train import fit
-
-    out = Path(loop["out_dir"])
+    out = Path(handed["out_dir"])
     if (out / RESULT).is_file():  # an earlier driver got this far and died before it could say so
         return
-    rows = tables.from_parquet(Path(loop["examples"]).read_bytes())
-    examples = [row for row in rows if isinstance(row, Example)]
     unfinished = out.with_name(f".{out.name}{durable.TEMPORARY}")
     resume = ray.train.get_checkpoint()
-    learner = config.Learner.model_validate(loop["learner"])
+    learner = config.Learner.model_validate(handed["learner"])
     with ExitStack() as stack:
-        result = fit(
-            examples,
-            learner=learner,
-            policy_dir=loop["policy_dir"],
-            adapter_dir=loop["adapter_dir"],
-            teacher_dir=loop["teacher_dir"],
-            out_dir=unfinished,
-            seed=loop["seed"],
-            rank=rank,
-            world_size=ray.train.get_context().get_world_size(),
-            resume_from=None if resume is None else stack.enter_context(resume.as_directory()),
-            report=_report(Path(loop["steps"]) if rank == 0 else None, learner.checkpoint_every),
-            trust_remote_code=loop["trust_remote_code"],
-        )
+        where = {
+            "out_dir": unfinished,
+            "seed": handed["seed"],
+            "rank": rank,
+            "world_size": ray.train.get_context().get_world_size(),
+            "resume_from": None if resume is None else stack.enter_context(resume.as_directory()),
+            "report": _report(Path(handed["steps"]) if rank == 0 else None, learner.checkpoint_every),
+        }
+        result = LOOPS[handed["loop"]](handed["settings"], Path(handed["data"]), learner, where)
     if rank == 0:
         shutil.rmtree(unfinished / "steps", ignore_errors=True)
-        _probe(unfinished, examples, trust_remote_code=loop["trust_remote_code"])
-        (unfinished / RESULT).write_text(json.dumps(asdict(result), default=str), encoding="utf-8")
+        (unfinished / RESULT).write_text(json.dumps(result, default=str), encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)
+
+
+def _policy(settings: dict[str, Any], data: Path, learner: config.Learner, where: dict[str, Any]) -> dict[str, Any]:
+    from rhumbline.learning.train import fit
+
+    examples = [row for row in tables.from_parquet(data.read_bytes()) if isinstance(row, Example)]
+    result = fit(examples, learner=learner, **settings, **where)
+    if where["rank"] == 0:
+        _probe(where["out_dir"], examples, trust_remote_code=settings["trust_remote_code"])
+    return asdict(result)
+
+
+def _rewards(
+    settings: dict[str, Any],
+    data: Path,
+    learner: config.Learner,  # noqa: ARG001  the recipe holds it
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    from rhumbline.rewards.recipe import RewardRecipe
+    from rhumbline.rewards.results import finish
+    from rhumbline.rewards.task import load
+    from rhumbline.rewards.training import fit
+
+    task, recipe = load(data), RewardRecipe.model_validate(settings["recipe"])
+    result = fit(task, recipe=recipe, **where)
+    if where["rank"] == 0:
+        finish(task, recipe, where["out_dir"])
+    return asdict(result)
+
+
+LOOPS: dict[str, Callable[[dict[str, Any], Path, config.Learner, dict[str, Any]], dict[str, Any]]] = {
+    "policy": _policy,
+    "rewards": _rewards,
+}
 
 
 def _report(steps: Path | None, checkpoint_every: int) -> Callable[[dict[str, Any], Path | None], None]:

@@ -1,19 +1,33 @@
 #!/usr/bin/env python
-"""Fit regression reward heads on a frozen language model, in closed form.
+"""Train a reward model of any kind that a recipe names.
 
 ray job submit --working-dir . -- python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml
 python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml features.layer=18 --out rewards/mine
+python jobs/reward.py --recipe jobs/recipes/rewards/oasst-preference.yaml --local
 
-labels      rated answers on 0-100; what was not rated stays missing
-features    hidden states of the frozen backbone over each answer, pooled
-fit         one ridge regression per head; its penalty by cross-validation over prompts
-card        how well each head predicts ratings that it has not seen, beside what length alone predicts
-save        heads.safetensors, schema.json, card.json, card.md
+kind ridge: regression heads on a frozen language model, in closed form
+    labels      rated answers on 0-100; what was not rated stays missing
+    features    hidden states of the frozen backbone over each answer, pooled
+    fit         one ridge regression per head; its penalty by cross-validation over prompts
+    card        how well each head predicts ratings that it has not seen, beside what length alone predicts
+    save        heads.safetensors, schema.json, card.json, card.md
+
+kinds regression, preference, absolute and comparer: a network, by gradient
+    task        answers or comparisons, and which of them train, validate and test
+    folds       comparer: a network per fold, for the cross-validation
+    learn       the train loop on Ray Train; killed, the same command goes on where it was
+    card        figures on the test split beside what length alone gives
+    save        weights that transformers loads, schema.json, card.json, card.md, metrics.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,36 +40,193 @@ from rhumbline.rewards.recipe import RewardRecipe, load
 if TYPE_CHECKING:
     from rhumbline.rewards.features import Pair
     from rhumbline.rewards.labels import Answers
+    from rhumbline.rewards.task import Task
 
 HERE = Path(__file__).resolve().parent
+RESULT = "training.json"
 
 
 def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe")] = None,
     recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "rewards" / "oasst.yaml",
     out: Annotated[Path | None, typer.Option(help="folder to write to; rewards/<name> by default")] = None,
-    local: Annotated[bool, typer.Option("--local", help="run the backbone in this process, without Ray")] = False,
+    local: Annotated[bool, typer.Option("--local", help="run everything in this process, without Ray")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")] = False,
 ) -> None:
-    """Fit regression reward heads on a frozen language model."""
+    """Train a reward model."""
     with user_errors():
         settings = load(recipe, overrides or [])
-        folder = out if out is not None else Path("rewards") / settings.name
-        command = " ".join(["python jobs/reward.py --recipe", _shown(recipe), *(overrides or [])])
-        from rhumbline.rewards.labels import gather
         from rhumbline.rewards.regression import check_target
         from rhumbline.store import lasting
 
+        folder = out if out is not None else Path("rewards") / settings.name
         check_target(lasting(folder))
-        answers = gather(settings)
-        if dry_run:
-            show(settings, answers, folder)
-        else:
-            run(settings, answers, folder, local, command)
+        command = " ".join(["python jobs/reward.py --recipe", _shown(recipe), *(overrides or [])])
+        KINDS[settings.kind](settings, folder, local, dry_run, command)
 
 
-def run(recipe: RewardRecipe, answers: Answers, out: Path, local: bool, command: str) -> None:
-    """The algorithm."""
+# --- a network --------------------------------------------------------------------------------------------------------
+
+
+def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command: str) -> None:
+    """The algorithm of every kind that is trained by gradient."""
+    from rhumbline.rewards import card
+    from rhumbline.rewards.results import describe, predictions
+    from rhumbline.rewards.task import build
+    from rhumbline.rewards.trained import Schema
+    from rhumbline.rewards.training import identity
+
+    task = build(recipe)
+    if dry_run:
+        show_task(recipe, task, out)
+        return
+    if finished(out, identity(recipe, task, recipe.seed)):
+        print(f"reward model: {out}, finished before by this recipe on this data")
+        return
+    work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
+    with ready(recipe, local) as train:
+        folds = []
+        for fold in range(recipe.folds):
+            part = task.fold(fold)
+            trained, _ = train(part, work, f"{recipe.name}-fold{fold}")
+            folds.append((part, predictions(trained)))
+        trained, result = train(task, work, recipe.name)
+    told = describe(recipe, task, predictions(trained), Schema.load(trained), result, command, folds)
+    card.write(trained, told)
+    (work / "metrics.jsonl").replace(trained / "metrics.jsonl")
+    shutil.rmtree(out, ignore_errors=True)
+    trained.rename(out)
+    shutil.rmtree(work)
+    print(card.markdown(told))
+    print(f"reward model: {out}")
+
+
+# Task, folder to work in, name -> checkpoint, result.
+Train = Callable[["Task", Path, str], tuple[Path, dict[str, Any]]]
+
+
+@contextmanager
+def ready(recipe: RewardRecipe, local: bool) -> Iterator[Train]:
+    """The function that trains one network: in this process, or on Ray, which is started and asked for room once."""
+    if local:
+        yield partial(train_here, recipe)
+        return
+    from cluster import placement
+    from cluster.session import nodes, session
+    from rhumbline.errors import ResourceError
+
+    wanted = recipe.learner
+    rows = [("learner", wanted.num_workers, wanted.num_cpus, wanted.num_gpus)]
+    with session() as have:
+        missing = [*placement.lacking(have, placement.totals(rows)), *placement.too_large(nodes(), rows)]
+        if missing:
+            raise ResourceError(f"the cluster lacks what the recipe asks for (learner): {'; '.join(missing)}")
+        yield partial(train_on_ray, recipe)
+
+
+def train_on_ray(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """By Ray Train. The data and the recipe are in the run's name: another one starts afresh."""
+    from actors.learner import learn_rewards
+    from rhumbline.rewards.training import identity
+
+    run = f"{name}-{identity(recipe, task, recipe.seed)[:12]}"
+    work.mkdir(parents=True, exist_ok=True)
+    result = learn_rewards(
+        task,
+        recipe,
+        out_dir=work / f"{run}-model",
+        name=run,
+        storage=work,
+        seed=recipe.seed,
+        on_step=log_to(work, name),
+    )
+    return work / f"{run}-model", result
+
+
+def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """The same by this process alone."""
+    from dataclasses import asdict
+
+    from rhumbline.durable import replace, to_json
+    from rhumbline.errors import ConfigError
+    from rhumbline.learning.checkpoints import latest
+    from rhumbline.rewards.results import finish
+    from rhumbline.rewards.training import fit, identity
+
+    if recipe.learner.num_workers > 1:
+        raise ConfigError("--local is one worker: set learner.num_workers=1, or leave --local out")
+    folder = work / f"{name}-{identity(recipe, task, recipe.seed)[:12]}-model"
+    if not (folder / RESULT).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        log, said = log_to(work, name), [time.monotonic()]
+
+        def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001
+            log(figures)
+            step, steps = figures["learn/step"], figures["learn/steps"]
+            if step == steps or time.monotonic() - said[0] > 5:
+                said[0] = time.monotonic()
+                print(f"{name} learn  {step}/{steps} steps  loss {figures['learn/loss']:.3f}", flush=True)
+
+        result = fit(
+            task,
+            recipe=recipe,
+            out_dir=folder,
+            seed=recipe.seed,
+            resume_from=latest(folder / "steps"),
+            report=report,
+        )
+        finish(task, recipe, folder)
+        replace(folder / RESULT, to_json(asdict(result)).encode())
+    return folder, json.loads((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def log_to(work: Path, name: str) -> Callable[[dict[str, Any]], None]:
+    """Every step goes to metrics.jsonl; those of a fold under its name."""
+    from rhumbline.metrics import MetricsLog
+
+    log = MetricsLog(work / "metrics.jsonl")
+
+    def step(figures: dict[str, Any]) -> None:
+        fold = name.rpartition("-fold")[2] if "-fold" in name else None
+        log.log(int(figures["learn/step"]), figures if fold is None else {**figures, "learn/fold": int(fold)})
+
+    return step
+
+
+def finished(out: Path, which: str) -> bool:
+    """Is the reward model in `out` the one that would come out?"""
+    try:
+        result = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (out / "card.json").is_file() and result.get("identity") == which
+
+
+def show_task(recipe: RewardRecipe, task: Task, out: Path) -> None:
+    """Print the resolved recipe and what it would read, train and write."""
+    import numpy as np
+
+    print(dump(recipe))
+    for source, counts in task.counts.items():
+        print(f"{source}: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    splits = ", ".join(f"{len(task.within(split))} to {split}" for split in ("train", "validation", "test"))
+    print(f"{len(task.inputs)} inputs in {len(task.members)} units: {splits.replace('to validation', 'to validate')}")
+    if "labels" in task.targets:
+        named = task.targets["labels"].reshape(len(task.members), -1).T
+        for head, labels_U in zip(recipe.outputs(), named, strict=True):
+            rated = labels_U[~np.isnan(labels_U)]
+            print(f"{head}: {len(rated)} labels, mean {rated.mean():.3g}, std {rated.std():.3g}")
+    steps = -(-len(task.within("train")) * recipe.learner.epochs // recipe.learner.batch_size)
+    folds = f", and a network for each of {recipe.folds} folds" if recipe.folds else ""
+    print(f"would train {recipe.outputs()} for {steps} steps{folds}")
+    print(f"would write: {out}")
+
+
+# --- ridge heads on a frozen backbone ---------------------------------------------------------------------------------
+
+
+def ridge(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command: str) -> None:
+    """The algorithm of the closed form."""
     import numpy as np
 
     from rhumbline.learning.policy import resolve
@@ -63,7 +234,12 @@ def run(recipe: RewardRecipe, answers: Answers, out: Path, local: bool, command:
     from rhumbline.rewards.features import identity
     from rhumbline.rewards.fitting import describe, fit
     from rhumbline.rewards.invariance import PROBES
+    from rhumbline.rewards.labels import gather
 
+    answers = gather(recipe)
+    if dry_run:
+        show(recipe, answers, out)
+        return
     extracted = (extract_here if local else extract_on_ray)(recipe, [*answers.pairs, *PROBES])
     features, lengths = zip(*extracted, strict=True)
     features_ND, probes_PD = np.split(np.concatenate(features), [len(answers.pairs)])
@@ -141,6 +317,15 @@ def show(recipe: RewardRecipe, answers: Answers, out: Path) -> None:
         rated = labels_N[~np.isnan(labels_N)]
         print(f"{head.name}: {len(rated)} labels, mean {rated.mean():.1f}, std {rated.std():.1f} of 0-100")
     print(f"would write: {out}")
+
+
+KINDS: dict[str, Callable[[RewardRecipe, Path, bool, bool, str], None]] = {
+    "ridge": ridge,
+    "regression": network,
+    "preference": network,
+    "absolute": network,
+    "comparer": network,
+}
 
 
 def _extractor(recipe: RewardRecipe) -> dict[str, Any]:

@@ -3,6 +3,10 @@
     rhumbline doctor                       what this machine has, and what stands in the way
     rhumbline recipes ls | show | check    recipes, their values, their faults
     rhumbline data inspect PATH            what a data file is taken for
+    rhumbline data explore PATH            who won the comparisons of a file, and what length did
+    rhumbline rewards score FILE           answers of a file through a reward model, line by line
+    rhumbline rewards card MODEL           how well a reward model says what people said of a file's answers
+    rhumbline rewards debias MODEL         what length alone says of a score, to be taken off it
     rhumbline runs ls | show NAME          what runs have done so far
 
 Training itself is a job: `ray job submit ... -- jobs/dpa.py --recipe ...`.
@@ -23,6 +27,7 @@ import typer
 
 from rhumbline import __version__
 from rhumbline.errors import EXIT_USER_ERROR, StoreError, UserError
+from rhumbline.rewards.commands import Limit, Split, Where, Winner, comparing, rewards_app
 
 app = typer.Typer(
     help="Align one language model to many people at once: preference directions in reward space, on Ray.",
@@ -32,10 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 recipes_app = typer.Typer(help="Recipes: list, show, check.", no_args_is_help=True, rich_markup_mode=None)
-data_app = typer.Typer(help="Data files: what they are taken for.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Data files: what is in them.", no_args_is_help=True, rich_markup_mode=None)
 runs_app = typer.Typer(help="Run directories: list, show.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(rewards_app, name="rewards")
 app.add_typer(runs_app, name="runs")
 
 Recipe = Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe such as smol.")]
@@ -158,6 +164,25 @@ def data_inspect(
         loaded = load_tokenizer(tokenizer)
     for text in inspect(path, loaded, max_tokens=max_tokens, split=split).lines():
         typer.echo(text)
+
+
+@data_app.command("explore")
+def data_explore(
+    path: Annotated[str, typer.Argument(help="Comparisons: JSONL(.gz), Parquet or a hub name.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    split: Split = None,
+    limit: Limit = None,
+    winner: Winner = None,
+    where: Where = None,
+) -> None:
+    """Battles and win rates per model and pair, ties, and what length did, as CSV and PNG."""
+    from rhumbline.data.comparisons import load_comparisons
+    from rhumbline.rewards.exploration import write
+
+    found = load_comparisons(path, split, limit, **comparing(winner, where))
+    for written in write(out, found.rows):
+        typer.echo(str(written))
+    typer.echo(f"{len(found.rows)} comparisons" + "".join(f", {n} left out: {why}" for why, n in found.skipped.items()))
 
 
 @runs_app.command("ls")

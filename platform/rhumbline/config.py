@@ -54,7 +54,29 @@ class RulesSource(Section):
     heads: dict[str, Rule] = Field(min_length=1)  # head name -> rule
 
 
-Source = Annotated[RegressionSource | RulesSource, Field(discriminator="kind")]
+class NetworkSource(Section):
+    """Heads of a network that `jobs/reward.py` trained: regression, preference or absolute."""
+
+    kind: Literal["network"] = "network"
+    path: str  # a folder with schema.json and the network's weights
+    output: Literal["logit", "probability"] | None = None  # None: the logit; regression has neither, it is on 0-100
+    profile: dict[str, str] | str | None = None  # who judges, of a conditional model: it is written into the prompt
+    load_in_8bit: bool = False  # by bitsandbytes, on a GPU
+    trust_remote_code: bool = False
+
+
+class ComparerSource(Section):
+    """The one head of a comparer that `jobs/reward.py` trained: the chance of winning against a reference answer."""
+
+    kind: Literal["comparer"] = "comparer"
+    path: str
+    reference: str | None = None  # JSONL of `id` (a prompt's) and `reference`; None: the prompts' own references
+    profile: dict[str, str] | str | None = None
+    load_in_8bit: bool = False
+    trust_remote_code: bool = False
+
+
+Source = Annotated[RegressionSource | RulesSource | NetworkSource | ComparerSource, Field(discriminator="kind")]
 
 
 class Objective(Section):

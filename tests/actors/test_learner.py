@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from actors.learner import learn
+from actors.learner import learn, learn_rewards
 from actors.weights import read_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded
@@ -20,7 +21,9 @@ from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.policy import load_policy
 from rhumbline.records import Example, Message
+from rhumbline.rewards.trained import TrainedRewards
 from tests.fakes import tiny_policy
+from tests.rhumbline.reward_tasks import recipe_of, task_of
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -159,6 +162,71 @@ def test_deepspeed_shards_over_two_workers(tmp_path: Path, stage: int) -> None:
     assert figures[-1]["learn/loss"] < figures[0]["learn/loss"]
     run(tmp_path, settings(), name="torch")
     assert_learned_the_same(tmp_path / "policy", tmp_path / "torch" / "t=1", tmp_path / "run" / "t=1")
+
+
+# --- reward networks --------------------------------------------------------------------------------------------------
+
+
+def rewards(tmp_path: Path, name: str, learner: dict[str, Any], **options: Any) -> dict[str, Any]:
+    backbone = tmp_path / "policy"
+    if not backbone.exists():
+        tiny_policy(backbone)
+    quick = {"num_cpus": 0.5, "threads": 1}
+    recipe = recipe_of(
+        "preference", backbone, learner={**quick, **learner}, early_stopping={"every": 5, "patience": 99}
+    )
+    out = tmp_path / name / "model"
+    return learn_rewards(
+        task_of("preference"), recipe, out_dir=out, name=name, storage=tmp_path / "train", seed=3, **options
+    )
+
+
+def test_a_reward_network_is_trained_by_the_same_trainer(tmp_path: Path) -> None:
+    figures: list[dict[str, Any]] = []
+    result = rewards(tmp_path, "rm", {}, on_step=figures.append)
+    assert [f["learn/step"] for f in figures] == list(range(1, 9))
+    assert result["metric"] == "accuracy"
+    assert {f["learn/step"] for f in figures if "validate/accuracy" in f} == {5, 8}
+    source = TrainedRewards(tmp_path / "rm" / "model")
+    source.setup()
+    assert [head.name for head in source.heads] == ["good", "long"]
+    assert list((tmp_path / "train").iterdir()) == []
+    assert rewards(tmp_path, "rm", {}) == result  # found again
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_reward_network_that_one_trains(tmp_path: Path) -> None:
+    one, two = rewards(tmp_path, "one", {}), rewards(tmp_path, "two", {"num_workers": 2})
+    assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-3)
+    assert two["kept_value"] == pytest.approx(one["kept_value"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_about_a_reward_network(tmp_path: Path) -> None:
+    long = {"epochs": 30, "checkpoint_every": 5}  # 120 steps
+    calm = rewards(tmp_path, "calm", long)
+    killed: list[int] = []
+
+    def kill_once(step: dict[str, Any]) -> None:
+        if step["learn/step"] >= 30 and not killed:
+            killed.append(max(_train_workers()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = rewards(tmp_path, "killed", long, on_step=kill_once)
+    assert killed
+    assert result["resumed_at"] >= 5
+    assert (result["kept_step"], result["kept_value"]) == (calm["kept_step"], calm["kept_value"])
+    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("calm", "killed"))
+    assert all(torch.equal(left[name], right[name]) for name in left | right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_a_reward_network(tmp_path: Path, stage: int) -> None:
+    zero = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": False}}
+    one = rewards(tmp_path, "torch", {})
+    many = rewards(tmp_path, "shards", {"num_workers": 2, "engine": "deepspeed", "deepspeed": zero})
+    assert many["final_loss"] == pytest.approx(one["final_loss"], rel=1e-2)
 
 
 def _train_workers() -> list[int]:

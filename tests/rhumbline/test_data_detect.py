@@ -77,6 +77,41 @@ CASES = {
         ("So.", "No."),
         (),
     ),
+    "ties": (
+        {"prompt": "Why?", "response_a": "So.", "response_b": "No.", "winner": "tie"},
+        Kind.TIES,
+        WHY,
+        ("So.", "No."),
+        (),
+    ),
+    "ties, conversational, judged in a column of another name": (
+        {"prompt": CHAT, "response_a": SAID, "response_b": SAID, "human_winner": "b"},
+        Kind.TIES,
+        WHY,
+        ("So.", "So."),
+        (),
+    ),
+    "ties, Chatbot Arena": (
+        {
+            "prompt": '["Why?"]',
+            "response_a": '["So."]',
+            "response_b": '["No."]',
+            "winner_model_a": 1,
+            "winner_model_b": 0,
+            "winner_tie": 0,
+        },
+        Kind.TIES,
+        WHY,
+        ("So.", "No."),
+        (),
+    ),
+    "ties, Chatbot Arena, two rounds": (
+        {"prompt": '["Why?", "Sure?"]', "response_a": '["So.", "Yes."]', "response_b": '["No.", null]'},
+        Kind.TIES,
+        WHY,
+        (None, None),
+        (),
+    ),
     "label": ({"prompt": "Why?", "completion": "So.", "label": True}, Kind.LABEL, WHY, ("So.",), ()),
     "ratings": (
         {"prompt": "Why?", "response": "So.", "ratings": {"a": 0, "b": 0.5, "c": None}},
@@ -142,6 +177,23 @@ def test_columns_and_what_is_left():
 def test_a_column_that_only_some_rows_have():
     found = detect([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d", "ratings": {"x": 1}}])
     assert found.kind is Kind.RATINGS
+
+
+def test_winners_ranks_and_what_goes_by_their_names():
+    _, stream = samples([{"prompt": "a", "response_a": "b", "response_b": "c", "winner": "model_b"}], "file")
+    assert next(stream).winner == "b"
+    _, stream = samples([{"prompt": "a", "response_a": "b", "response_b": "c", "winner": "gpt"}], "file")
+    with pytest.raises(DataError, match=r"file: row 1: winner is 'gpt', expected one of a, b, tie"):
+        next(stream)
+    _, stream = samples([{"prompt": "a", "response_a": "b", "response_b": "c", "winner": 1}], "file")
+    assert next(stream).winner is None  # a number is nobody's name; a column that a recipe names is another matter
+    rows = [
+        {"prompt": "a", "response": "b", "rank": r, "parent_id": p} for r, p in ((2, "x"), ("gold", None), (True, 7))
+    ]
+    _, stream = samples(rows, "file")
+    said = list(stream)
+    assert [s.rank for s in said] == [2.0, None, None]
+    assert [s.siblings for s in said] == ["x", "user\x1fa", "7"]
 
 
 def test_refusals_name_the_columns():

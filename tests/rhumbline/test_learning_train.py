@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
-from rhumbline.learning import train
+from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import World
 from rhumbline.learning.logprobs import response_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
@@ -287,6 +287,6 @@ def test_a_checkpoint_is_reported_by_the_worker_that_wrote_it(tmp_path, rank):
     (tmp_path / "000002").mkdir()
     (tmp_path / "000002" / "trained.safetensors").touch()
     engine = SimpleNamespace(save=lambda folder: None)
-    state = {"step": 2, "tokens": 0, "loss": 0.0, "identity": ""}
-    written = train._checkpoint(engine, tmp_path, state, World(rank, 2))
+    state = {"step": 2, "tokens": 0, "loss": 0.0}
+    written = checkpoints.write(engine, tmp_path, state, "", World(rank, 2))
     assert written == (tmp_path / "000002" if rank == 0 else None)

@@ -1,78 +1,23 @@
-"""The card's figures by hand, and its page."""
+"""The card as files: its page, its tables, its figures."""
 
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import pytest
-from scipy import stats
 
-from rhumbline.rewards.card import LengthOnly, markdown, measure, partial_spearman, write
+from rhumbline.rewards import sections
+from rhumbline.rewards.card import markdown, write
+from rhumbline.rewards.correlation import measure
+from rhumbline.rewards.debias import fit
 
-LEVEL = LengthOnly(slope=0.0, intercept=50.0)
-
-
-def test_figures_by_hand() -> None:
-    # |30 - 10| + |50 - 60| + |70 - 90| = 50 over 3; the row without a label counts nowhere.
-    figures = measure(
-        [30, 50, 70, 0], [10, 60, 90, np.nan], [5, 9, 7, 1], ["p", "q", "r", "s"], LEVEL, num_resamples=200, seed=0
-    )
-    assert (figures["n"], figures["prompts"]) == (3, 3)
-    assert figures["mae"]["value"] == pytest.approx(50 / 3)
-    assert figures["length_only_mae"]["value"] == pytest.approx((40 + 10 + 40) / 3)
-    assert figures["spearman"]["value"] == pytest.approx(1)
-    assert figures["label_with_length"]["value"] == pytest.approx(0.5)  # ranks 1 2 3 and 1 3 2
-    assert figures["length_only_spearman"] == {"value": None, "low": None, "high": None}  # a level line ranks nothing
-    low, high = figures["mae"]["low"], figures["mae"]["high"]
-    assert 10 <= low <= 50 / 3 <= high <= 20
+DRAWS = {"num_resamples": 20, "seed": 0}
 
 
-def test_intervals_are_over_prompts_not_answers() -> None:
-    """Forty copies of one prompt's answer are one observation: the interval stays as wide as without them."""
-    rng = np.random.default_rng(0)
-    scores, labels, lengths = rng.normal(size=12), rng.normal(size=12), rng.integers(1, 50, 12)
-    prompts = np.arange(12)
-    few = measure(scores, labels, lengths, prompts, LEVEL, num_resamples=400, seed=1)
-    many = measure(*(np.repeat(x, 40) for x in (scores, labels, lengths, prompts)), LEVEL, num_resamples=400, seed=1)
-    assert many["mae"] == pytest.approx(few["mae"])
-
-
-def test_the_same_seed_gives_the_same_intervals() -> None:
-    rng = np.random.default_rng(0)
-    data = (rng.normal(size=30), rng.normal(size=30), rng.integers(1, 50, 30), np.arange(30) // 3)
-    first, again, other = (measure(*data, LEVEL, num_resamples=50, seed=s) for s in (1, 1, 2))
-    assert first == again
-    assert first["spearman"]["low"] != other["spearman"]["low"]
-
-
-def test_partial_correlation_equals_that_of_the_residuals() -> None:
-    rng = np.random.default_rng(4)
-    length = rng.normal(size=200)
-    a, b = length + rng.normal(size=200), length + rng.normal(size=200)
-    ranks = [stats.rankdata(x) for x in (a, b, length)]
-
-    def residual(y: np.ndarray) -> np.ndarray:
-        line = stats.linregress(ranks[2], y)
-        return y - line.slope * ranks[2]
-
-    wanted = stats.pearsonr(residual(ranks[0]), residual(ranks[1])).statistic
-    assert partial_spearman(a, b, length) == pytest.approx(wanted)
-    assert abs(wanted) < 0.2 < stats.spearmanr(a, b).statistic  # they have nothing but length in common
-    assert partial_spearman(a, length, length) is None
-
-
-def test_length_only_is_a_line_on_log_length() -> None:
-    lengths = np.array([1, 3, 9, 40])
-    line = LengthOnly.fit([*(5 + 2 * np.log1p(lengths)), np.nan], [*lengths, 7])
-    assert (line.slope, line.intercept) == pytest.approx((2, 5))
-    assert line([0]) == pytest.approx([5])
-    assert LengthOnly.fit([1, 3], [4, 4]) == LengthOnly(0.0, 2.0)
-
-
-def card() -> dict[str, object]:
-    figures = measure([30, 50, 70], [10, 60, 90], [5, 9, 7], ["p", "q", "r"], LEVEL, num_resamples=20, seed=0)
+def ridge_card() -> dict[str, object]:
+    figures = measure([30, 50, 70], [10, 60, 90], [5, 9, 7], ["p", "q", "r"], [50, 50, 50], **DRAWS)
     return {
         "name": "mine",
         "command": "python jobs/reward.py --recipe mine.yaml",
@@ -86,8 +31,8 @@ def card() -> dict[str, object]:
     }
 
 
-def test_the_page_says_what_a_reader_needs(tmp_path: Path) -> None:
-    write(tmp_path, card())
+def test_the_page_of_ridge_heads_says_what_a_reader_needs(tmp_path: Path) -> None:
+    write(tmp_path, ridge_card())
     page = (tmp_path / "card.md").read_text()
     for part in (
         "python jobs/reward.py --recipe mine.yaml",
@@ -99,5 +44,118 @@ def test_the_page_says_what_a_reader_needs(tmp_path: Path) -> None:
         assert part in page
     assert "| kind | 0 |" in page  # an empty test split is said, not invented
     assert page == markdown(json.loads((tmp_path / "card.json").read_text()))
-    tables = [line for line in page.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in tables}) == 1
+    assert aligned(page)
+    assert not (tmp_path / "figures").exists()
+
+
+def aligned(page: str) -> bool:
+    """Every table has as many cells in each line."""
+    tables = [
+        list(lines) for is_table, lines in groupby(page.splitlines(), lambda line: line.startswith("|")) if is_table
+    ]
+    return len(tables) > 0 and all(len({line.count("|") for line in table}) == 1 for table in tables)
+
+
+def full_card() -> dict[str, object]:
+    """Every section: two heads, one of them without labels, over two data sets; pairs, a comparer, a second scorer."""
+    rng = np.random.default_rng(0)
+    n = 60
+    quality, lengths = rng.normal(size=n), rng.integers(3, 200, size=n)
+    scores = np.stack([50 + 9 * quality + rng.normal(size=n), 100 * lengths / (lengths + 60)], axis=1)
+    labels = np.stack([np.clip(50 + 20 * quality, 0, 100), np.full(n, np.nan)], axis=1)
+    prompts, sources = np.arange(n) // 2, np.where(np.arange(n) % 4 < 2, "one", "two")
+    names = ("quality", "verbosity")
+    winners = rng.integers(3, size=n)
+    sides = np.stack([lengths, lengths[::-1]], axis=1)
+    margins = scores - scores[::-1]
+    maps = fit(scores, lengths, names)
+    after = maps.remove(scores, lengths, names)
+    told = sections.rated(names, scores, labels, lengths, prompts, sources, **DRAWS)
+    paired = sections.paired(names, margins, ["quality"] * n, winners, sides, prompts, sources, **DRAWS)
+    p = rng.dirichlet([2, 2, 2], size=n)
+    compared = sections.compared(p, winners, sides, prompts, sources, **DRAWS)
+    reliability = {
+        **told["reliability"],
+        "pairs of quality": paired["reliability"]["quality"],
+        **compared["reliability"],
+    }
+    cost = sections.cost_of_ratings(maps, names, scores, after, labels, lengths, prompts, **DRAWS)
+    first = {"quality": margins[:, 0]}
+    return {
+        "name": "full",
+        "command": "rhumbline rewards card full --data x.jsonl",
+        "facts": {"Kind": "regression", "Backbone": "`tiny`"},
+        "data": {"one": {"licence": "CC0", "test": 30}, "two": {"test": 30}},
+        "notes": "Made up.",
+        **told,
+        **paired,
+        **compared,
+        **cost,
+        "reliability": reliability,
+        "agreement": sections.agreements(first, {"other length": margins[:, 1]}, sides, prompts, **DRAWS),
+    }
+
+
+def test_every_section_has_its_table_and_its_figures(tmp_path: Path) -> None:
+    card = full_card()
+    write(tmp_path, card)
+    page = (tmp_path / "card.md").read_text()
+    for title in (
+        "Ratings",
+        "Error by range of the label",
+        "Pairs",
+        "Pairs with ties",
+        "Calibration",
+        "Length taken off",
+        "Agreement with a second scorer",
+        "Correlations",
+    ):
+        assert f"## {title}\n" in page
+    assert page.startswith("# Reward model: full\n")
+    assert "- Data: two, licence not known; test 30." in page
+    assert "| quality: one |" in page
+    assert "1.0986" in page
+    assert "nan" not in page
+    assert aligned(page)
+    assert page == markdown(json.loads((tmp_path / "card.json").read_text()))
+    for name in ("accuracy", "reliability", "by_label", "correlations"):
+        assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len((tmp_path / f"data/{name}.csv").read_text().splitlines()) > 1
+        assert f"](figures/{name}.png)" in page
+
+
+def test_a_head_is_measured_on_the_pairs_that_were_judged_by_it() -> None:
+    """Two heads over one file of pairs whose judges disagree: each is right on its own."""
+    winners, judged = [0, 1, 0, 1], ["helpful", "harmless"] * 2
+    margins = np.array([[1.0, -1.0], [1.0, -1.0], [2.0, -2.0], [2.0, -2.0]])
+    sides = [[5, 4]] * 4
+    told = sections.paired(
+        ("helpful", "harmless", "shared"),
+        np.c_[margins, margins[:, :1]],
+        judged,
+        winners,
+        sides,
+        list("pqrs"),
+        ["x"] * 4,
+        **DRAWS,
+    )["pairs"]
+    assert [told[name]["all"]["accuracy"]["value"] for name in ("helpful", "harmless", "shared")] == [1, 1, 0.5]
+    assert told["helpful"]["all"]["n"] == 2
+    assert told["shared"]["all"]["n"] == 4  # no pair names it: it is measured on all
+
+
+def test_the_cost_of_removing_length_is_that_of_the_pairs() -> None:
+    """A head that is length and nothing else: without length it knows nothing, and the card says what that costs."""
+    lengths = np.arange(2, 82)
+    scores = lengths[:, None].astype(float)
+    maps = fit(scores, lengths, ["long"])
+    sides = np.stack([lengths[40:], lengths[:40]], axis=1)  # the longer answer first
+    before = sides[:, :, None].astype(float)
+    after = np.stack([maps.remove(before[:, i], sides[:, i], ["long"]) for i in (0, 1)], axis=1)
+    told = sections.cost_of_pairs(maps, ["long"], before, after, [0] * 40, sides, np.arange(40), **DRAWS)["debias"][
+        "long"
+    ]
+    assert told["before"]["value"] == 1
+    assert told["change"]["value"] == told["after"]["value"] - 1 < 0
+    assert told["with_length"]["before"] == 1
+    assert abs(told["calibration"]["after"]) < 0.05

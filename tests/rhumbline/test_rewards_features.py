@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from rhumbline.errors import ConfigError, ScoringError
-from rhumbline.rewards.features import Backbone, FeatureSpec, _batches, _trees, identity
+from rhumbline.rewards.features import Backbone, FeatureSpec, identity
 from tests.rhumbline.rewards_fakes import HIDDEN, PAIRS, ask, tiny_backbone
 
 SPEC = FeatureSpec(layer=1, pooling=("mean", "last", "end"))
@@ -69,27 +69,6 @@ def test_answers_to_one_prompt_do_not_see_each_other(backbone: Backbone) -> None
     beside, _ = backbone.features([(PAIRS[0][0], "Something quite different, and first."), PAIRS[0]])
     np.testing.assert_allclose(beside[1], alone[0], atol=1e-4)
     assert not np.allclose(beside[0], beside[1], atol=1e-2)
-
-
-def test_answers_to_one_prompt_share_its_tokens(backbone: Backbone) -> None:
-    rows = [backbone.row(ask("Why?"), text) for text in ("a", "bb", "ccc")]
-    (tree,) = _trees(rows, limit=10_000)
-    assert len(tree) == len(rows[0].prefix) + 2 + 3 + 4
-    assert tree.members == (0, 1, 2)
-    # 5 tokens of answers beside the prompt fit, a third answer does not.
-    assert [t.members for t in _trees(rows, limit=len(rows[0].prefix) + 5)] == [(0, 1), (2,)]
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), max_size=20), st.integers(1, 200))
-def test_every_row_is_in_one_tree_and_batches_keep_the_budget(drawn: list[tuple[int, int]], budget: int) -> None:
-    from rhumbline.rewards.features import Row
-
-    rows = [Row(prefix=(p,) * 3, answer=(0,) * size, length=size) for p, size in drawn]
-    batches = list(_batches(_trees(rows, min(50, budget)), budget))
-    assert sorted(i for trees in batches for tree in trees for i in tree.members) == list(range(len(rows)))
-    for trees in batches:
-        padded = len(trees) * max(map(len, trees))
-        assert padded <= budget or (len(trees) == 1 and len(trees[0].members) == 1)
 
 
 def test_too_long_pairs_lose_the_prompts_beginning_and_the_answers_end(folder: Path) -> None:

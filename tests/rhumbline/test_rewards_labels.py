@@ -104,7 +104,7 @@ def test_faults_in_the_data_are_named_by_key(tmp_path: Path) -> None:
 def test_every_shipped_recipe_loads_and_survives_its_dump(path: Path) -> None:
     recipe = recipes.load(path)
     assert RewardRecipe.model_validate(yaml.safe_load(config.dump(recipe))) == recipe
-    assert len(recipe.heads()) >= 6
+    assert recipe.heads()
     assert all(head.licence for head in recipe.heads())
 
 

@@ -1,11 +1,13 @@
-"""From files of any common shape to prompts, ratings and token ids with a loss mask.
+"""From files of any common shape to prompts, ratings, comparisons and token ids with a loss mask.
 
-load      file or hub name -> rows (dicts)
-detect    rows -> what kind of data they are and which column plays which part
-turns     a cell (text, transcript, list of messages) -> turns of a chat
-samples   rows + kind -> turns, answers and ratings, one shape for every kind
-prompts   -> Prompt records and leak-free splits
-ratings   -> rated answers for reward models
-chat      turns + answer + tokenizer -> token ids and loss mask
-inspect   all of it for one file, counted and rendered, for people
+load         file or hub name -> rows (dicts)
+detect       rows -> what kind of data they are and which column plays which part
+turns        a cell (text, transcript, list of messages) -> turns of a chat
+arena        who won a battle, in the words of its file
+samples      rows + kind -> turns, answers and ratings, one shape for every kind
+prompts      -> Prompt records and leak-free splits
+ratings      -> rated answers for reward models
+comparisons  -> two answers to a prompt and which of them is better, for reward models
+chat         turns + answer + tokenizer -> token ids and loss mask
+inspect      all of it for one file, counted and rendered, for people
 """

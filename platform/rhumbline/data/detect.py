@@ -18,6 +18,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from rhumbline.data.arena import ONE_HOT
 from rhumbline.errors import DataError
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -30,6 +31,7 @@ class Kind(StrEnum):
     PROMPT = "prompt"
     COMPLETION = "prompt+completion"
     PAIR = "prompt/chosen/rejected"
+    TIES = "prompt/response_a/response_b/winner"
     LABEL = "prompt/completion/label"
     RATINGS = "prompt/response/ratings"
     SCORES = "prompt/completion/scores"
@@ -62,6 +64,10 @@ _OPTIONAL = (
     ("reference", "reference"),
     ("source", "source"),
     ("split", "split"),
+    ("rank", "rank"),
+    ("parent_id", "parent_id"),
+    ("model_a", "model_a"),
+    ("model_b", "model_b"),
 )
 
 
@@ -115,6 +121,10 @@ def _kind(columns: dict[str, list[Any]]) -> tuple[Kind | None, dict[str, str]]:
     pair = _named(columns, ("chosen",), _said) | _named(columns, ("rejected",), _said)
     if len(pair) == 2:
         return Kind.PAIR, asked | pair
+    two = _named(columns, ("response_a",), _said) | _named(columns, ("response_b",), _said)
+    if len(two) == 2 and asked:
+        winner = _named(columns, ("winner",), lambda v: isinstance(v, str))
+        return Kind.TIES, asked | two | (winner or {name: name for name in ONE_HOT if name in columns})
     label = _named(columns, ("label",), lambda v: v in (0, 1, False, True) and not isinstance(v, float))
     if label and response and asked:
         return Kind.LABEL, asked | response | label
@@ -158,12 +168,14 @@ def _annotated(value: Any) -> bool:
 
 
 def _refusal(columns: list[str], where: str) -> str:
-    known = ("prompt", "messages", "response", "completion", "chosen", "rejected", "ratings", "scores")
+    known = ["prompt", "messages", "response", "completion", "chosen", "rejected", "response_a", "response_b"]
+    known += ["ratings", "scores"]
     close = [
         (c, near[0]) for c in columns if c not in known and (near := get_close_matches(c, known, n=1, cutoff=0.75))
     ]
     hint = f" Is {close[0][0]!r} meant to be {close[0][1]!r}?" if close else ""
     return (
         f"{where}: the columns {', '.join(columns)} are no kind of data that is read here.{hint} "
-        "Expected prompt (or messages), with response, chosen and rejected, ratings or scores where there are any"
+        "Expected prompt (or messages), with response, chosen and rejected, response_a and response_b, ratings or scores "
+        "where there are any"
     )

@@ -57,6 +57,7 @@ class Inspection:
     first_refusal: str | None
     token_quantiles: Mapping[float, int] | None  # QUANTILES of prompt and longest answer, tokens; None: no tokenizer
     ratings: Mapping[str, RatingSummary]
+    winners: Mapping[str, int] | None  # a, b, tie -> samples, of pairs whose winner is named; None: no such pairs
     rendered: tuple[str, ...]  # the first three samples; long texts are cut in the middle
 
     def lines(self) -> list[str]:
@@ -82,6 +83,11 @@ class Inspection:
             out.append("tokens       " + ", ".join(f"{q:.0%}: {n}" for q, n in self.token_quantiles.items()))
         if self.refused:
             out.append(f"refused      {self.refused} by the chat template; first: {self.first_refusal}")
+        if self.winners is not None:
+            said = ", ".join(f"{winner} {count}" for winner, count in self.winners.items() if count)
+            out.append(
+                f"winners      {said or 'not in a column of that name: a recipe says which one (winner: COLUMN)'}"
+            )
         width = max((len(name) for name in self.ratings), default=0)
         out += [
             f"rating       {name:<{width}}  {s.count} answers, {s.low:g} to {s.high:g}, mean {s.mean:.3g}"
@@ -109,12 +115,15 @@ def inspect(
     prompts: set[object] = set()
     lengths: list[int] = []
     ratings: dict[str, list[float]] = {}
+    winners: dict[str, int] = {"a": 0, "b": 0, "tie": 0}
     rendered: list[str] = []
     total = responses = duplicates = empties = refused = 0
     first_refusal: str | None = None
     for sample in stream:
         total += 1
         responses += len(sample.responses)
+        if sample.winner is not None:
+            winners[sample.winner] += 1
         for given in sample.ratings:
             for name, value in given.items():
                 ratings.setdefault(name, []).append(value)
@@ -134,7 +143,7 @@ def inspect(
         if length is not None:
             lengths.append(length)
         if len(rendered) < _RENDERED_ROWS:
-            rendered.append(_with_ratings(text, sample))
+            rendered.append(_with_judgement(text, sample))
     counts_length = tokenizer is not None and max_tokens is not None
     return Inspection(
         path=str(path),
@@ -156,6 +165,7 @@ def inspect(
             name: RatingSummary(count=len(v), low=min(v), mean=sum(v) / len(v), high=max(v))
             for name, v in ratings.items()
         },
+        winners=winners if found.kind is Kind.TIES else None,
         rendered=tuple(rendered),
     )
 
@@ -192,9 +202,11 @@ def _plain(sample: Sample) -> str:
     return "\n".join(f"{role}: {cut(content, _RENDERED_CHARACTERS)}" for role, content in said)
 
 
-def _with_ratings(text: str, sample: Sample) -> str:
+def _with_judgement(text: str, sample: Sample) -> str:
     more = len(sample.responses) - 1
     text += f"\n(and {more} more answer{'s' if more > 1 else ''})" if more > 0 else ""
+    if sample.winner is not None:
+        text += f"\nwinner: {sample.winner}"
     if sample.ratings:
         text += "\nratings: " + (", ".join(f"{k}={v:g}" for k, v in sample.ratings[0].items()) or "none")
     return text

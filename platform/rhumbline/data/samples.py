@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from rhumbline.data.arena import Winner, rounds, says_winner, winner_of
 from rhumbline.data.detect import Detected, Kind, detect
 from rhumbline.data.turns import answer, transcript, turns, until_last_user
 from rhumbline.errors import DataError
 from rhumbline.records import Message
 
-_LOOK = 200  # rows that decide the kind
+LOOK = 200  # rows that decide the kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +37,25 @@ class Sample:
     reference: str | None
     source: str | None
     split: str | None
+    winner: Winner | None  # of two answers, where the file says it in the usual place; else None
+    siblings: str | None  # shared by the answers that were ranked among each other
+    rank: float | None  # place among the siblings, 0 is the best
 
 
 def samples(all_rows: Iterable[Mapping[str, Any]], origin: str) -> tuple[Detected, Iterator[Sample]]:
     """The kind of some rows, and a lazy iterator of what they say. `origin` names them in errors. Raises DataError."""
     stream = iter(all_rows)
-    first = list(islice(stream, _LOOK))
-    found = detect(first, origin, look=_LOOK)
+    first = list(islice(stream, LOOK))
+    found = detect(first, origin, look=LOOK)
     numbered = enumerate(chain(first, stream), start=1)
     if found.kind is Kind.TREE:
         return found, _tree([dict(row) for _, row in numbered], origin)
-    return found, (_sample(row, found, f"{origin}: row {number}") for number, row in numbered)
+    return found, (sample_of(row, found, f"{origin}: row {number}") for number, row in numbered)
 
 
-def _sample(row: Mapping[str, Any], found: Detected, where: str) -> Sample:
+def sample_of(row: Mapping[str, Any], found: Detected, where: str) -> Sample:
+    """What one row says, for every kind but message trees. Raises DataError that begins with `where`."""
+
     def cell(part: str) -> Any:
         return row.get(found.columns[part]) if part in found.columns else None
 
@@ -69,6 +75,9 @@ def _sample(row: Mapping[str, Any], found: Detected, where: str) -> Sample:
         reference=reference if isinstance(reference, str) else None,
         source=None if source is None else str(source),
         split=None if split is None else str(split),
+        winner=winner_of(row, None, where) if found.kind is Kind.TIES and _told(found) else None,
+        siblings=_siblings(cell("parent_id"), messages),
+        rank=_rank(cell("rank")),
     )
 
 
@@ -129,6 +138,16 @@ def _pair(cell: _Cell, where: str) -> _Read:
     return asked, (answer(cell("chosen"), where), answer(cell("rejected"), where))
 
 
+def _two(cell: _Cell, where: str) -> _Read:
+    said = [rounds(cell(part)) for part in ("prompt", "response_a", "response_b")]
+    if any(one is None for one in said):
+        return _asked(cell, where), (answer(cell("response_a"), where), answer(cell("response_b"), where))
+    # Of several rounds the two sides have histories of their own, so there is no one prompt that both answer.
+    prompt, *both = [one[0] if one else None for one in said]
+    single = all(one is not None and len(one) == 1 for one in said)
+    return turns(prompt, where), tuple(answer(one, where) if single else None for one in both)
+
+
 def _nested(cell: _Cell, where: str) -> _Read:
     return _asked(cell, where), tuple(answer(c.get("response"), where) for c in cell("completions") or ())
 
@@ -142,8 +161,30 @@ _READERS: Mapping[Kind, Callable[[_Cell, str], _Read]] = {
     Kind.SCORES: _response,
     Kind.WIDE: _response,
     Kind.PAIR: _pair,
+    Kind.TIES: _two,
     Kind.NESTED: _nested,
 }
+
+
+# --- winners and ranks ------------------------------------------------------------------------------------------------
+
+
+def _told(found: Detected) -> bool:
+    """Whether a part is the winner: a column `winner` of something else than words is none."""
+    return says_winner(found.columns.values())
+
+
+def _siblings(parent_id: Any, messages: tuple[Message, ...]) -> str | None:
+    """The message that they answer, by its id; without ids, by what it says."""
+    if parent_id is not None:
+        return str(parent_id)
+    return "\x1e".join(f"{m.role}\x1f{m.content}" for m in messages) if messages else None
+
+
+def _rank(cell: Any) -> float | None:
+    """None where nobody ranked, and for a column that goes by this name and holds no numbers."""
+    number = isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell)
+    return float(cell) if number else None
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -219,6 +260,9 @@ def _tree(rows: list[Mapping[str, Any]], origin: str) -> Iterator[Sample]:
             reference=None,
             source=None,
             split=None if split is None else str(split),
+            winner=None,
+            siblings=None if row["parent_id"] is None else str(row["parent_id"]),
+            rank=_rank(row.get("rank")) if told else None,
         )
 
 

@@ -23,10 +23,11 @@ from rhumbline import config
 from rhumbline.learning.policy import load_adapter
 
 
-def attach(policy: Any, lora: config.Lora, adapter_dir: str | Path | None = None) -> Any:
+def attach(policy: Any, lora: config.Lora, adapter_dir: str | Path | None = None, task_type: str = "CAUSAL_LM") -> Any:
     """`policy` as a `PeftModel` whose adapter alone is trained, in fp32. A new adapter changes nothing yet (B = 0).
 
-    `adapter_dir`: go on with that adapter, at its own rank, scale and targets.
+    `adapter_dir`: go on with that adapter, at its own rank, scale and targets. `task_type` is peft's: under SEQ_CLS the
+    classification head is trained and saved with the adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -38,7 +39,7 @@ def attach(policy: Any, lora: config.Lora, adapter_dir: str | Path | None = None
             lora_alpha=cast(int, lora.alpha),  # peft annotates an int and takes any number
             lora_dropout=lora.dropout,
             target_modules=lora.targets,
-            task_type="CAUSAL_LM",
+            task_type=task_type,
         )
         model = get_peft_model(policy, settings)
     for parameter in model.parameters():

@@ -11,8 +11,6 @@ at a step with as many workers has the losses of one undisturbed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -24,10 +22,10 @@ from typing import Any
 
 import torch
 
-from rhumbline import config, durable
+from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
 from rhumbline.errors import DataError, TrainingError
-from rhumbline.learning import lora
+from rhumbline.learning import checkpoints, lora
 from rhumbline.learning.engine import DeepSpeedEngine, Engine, TorchEngine, World
 from rhumbline.learning.optim import adamw, cosine
 from rhumbline.learning.packing import Order, bins, learned_logits, pack, packed_attention
@@ -47,10 +45,6 @@ from rhumbline.queries import derive_seed
 from rhumbline.records import Example
 
 Report = Callable[[dict[str, Any], Path | None], None]  # figures of a step, and a folder where a checkpoint was written
-STATE = "state.json"
-# What may differ between a training and its continuation: without dropout in the adapter (learner.lora.dropout) the update
-# depends on none of them. Its random numbers fall differently on another division into workers and micro-batches.
-FREE = {"num_workers", "num_cpus", "num_gpus", "threads", "micro_batch_tokens", "checkpoint_every", "max_failures"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,25 +114,20 @@ def fit(
         optimizer = adamw(model, learner.lr, learner.betas, learner.weight_decay)
         engine = make_engine(learner, model, optimizer, world)
         identity = _identity(learner, samples, seed, reduction)
-        state = _resume(engine, resume_from, identity)
+        state = {"tokens": 0, "loss": float("nan"), **checkpoints.resume(engine, resume_from, identity)}
         start, loss = int(state["step"]), float(state["loss"])
         tokens, began, own_tokens = int(state["tokens"]), time.perf_counter(), 0
         for step in range(start, len(order)):
-            lr = learner.lr * cosine(step, len(order), learner.warmup_steps, learner.min_lr_ratio)
             torch.manual_seed(derive_seed(seed, step, rank))  # dropout
             batch = [samples[i] for i in order[step]]
             loss = _accumulate(engine, teacher, batch, learner.micro_batch_tokens, reduction, world)
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss of step {step} is {loss}. {_remedy(learner)}")
-            grad_norm = engine.step(lr)
-            if not math.isfinite(grad_norm):
-                raise TrainingError(f"the gradient of step {step} has the norm {grad_norm}. {_remedy(learner)}")
+            lr, grad_norm = update(engine, learner, loss, step, len(order))
             own_tokens += sum(len(s.student) for s in batch)
             tokens += sum(len(s.student) for s in batch)
             folder = None
             if (step + 1) % learner.checkpoint_every == 0 and step + 1 < len(order):
-                state = {"step": step + 1, "tokens": tokens, "loss": loss, "identity": identity}
-                folder = _checkpoint(engine, out / "steps", state, world)
+                state = {"step": step + 1, "tokens": tokens, "loss": loss}
+                folder = checkpoints.write(engine, out / "steps", state, identity, world)
             if report is not None:
                 seconds = time.perf_counter() - began
                 figures = {
@@ -197,6 +186,24 @@ def make_engine(learner: config.Learner, model: Any, optimizer: torch.optim.Opti
         )
     lora.fuse(model)  # not under DeepSpeed: ZeRO 3 gathers a weight when its own layer is called
     return TorchEngine(model, optimizer, max_grad_norm=learner.max_grad_norm, dtype=dtype, world=world)
+
+
+def update(engine: Engine, learner: config.Learner, loss: float, step: int, total: int) -> tuple[float, float]:
+    """The optimiser's step of `total` whose gradients are there; returns its learning rate and the norm before clipping.
+
+    Raises TrainingError for a loss or a gradient that is no number.
+    """
+    remedy = (
+        f"Lower learner.lr (it is {learner.lr:g}) or learner.max_grad_norm ({learner.max_grad_norm:g}), lengthen "
+        f"learner.warmup_steps ({learner.warmup_steps}), or set learner.dtype to float32"
+    )
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss of step {step} is {loss}. {remedy}")
+    lr = learner.lr * cosine(step, total, learner.warmup_steps, learner.min_lr_ratio)
+    grad_norm = engine.step(lr)
+    if not math.isfinite(grad_norm):
+        raise TrainingError(f"the gradient of step {step} has the norm {grad_norm}. {remedy}")
+    return lr, grad_norm
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -276,46 +283,12 @@ def _models(
     return model.train(), teacher
 
 
-def _checkpoint(engine: Engine, parent: Path, state: dict[str, Any], world: World) -> Path | None:
-    """Write a step's state; the one before goes once this one is complete. None where this worker wrote nothing.
-
-    Under torch rank 0 writes, under DeepSpeed every rank its shard.
-    """
-    folder = parent / f"{state['step']:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    engine.save(folder)
-    if world.rank == 0:
-        durable.replace(folder / STATE, durable.to_json(state).encode())
-        for old in parent.iterdir():
-            if old.name < folder.name:
-                shutil.rmtree(old, ignore_errors=True)
-    return folder if world.rank == 0 or isinstance(engine, DeepSpeedEngine) else None
-
-
-def _resume(engine: Engine, folder: str | Path | None, identity: str) -> dict[str, Any]:
-    if folder is None:
-        return {"step": 0, "tokens": 0, "loss": float("nan")}
-    try:
-        state: dict[str, Any] = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise TrainingError(f"{folder} is no checkpoint to go on from: {e}") from e
-    if state.get("identity") != identity:
-        raise TrainingError(
-            f"{folder} belongs to a training with other examples, another seed or other learner settings: start "
-            "afresh, or put them back"
-        )
-    engine.load(Path(folder))
-    return state
-
-
 def _identity(learner: config.Learner, samples: Sequence[Sample], seed: int, reduction: Reduction) -> str:
-    digest = hashlib.sha256()
-    settings = learner.model_dump(mode="json", exclude=FREE)
-    digest.update(json.dumps([settings, seed, reduction], sort_keys=True).encode())
-    for sample in samples:
-        teacher = None if sample.teacher is None else sample.teacher.token_ids
-        digest.update(repr((sample.student.token_ids, teacher, sample.weight)).encode())
-    return digest.hexdigest()
+    teachers = [None if sample.teacher is None else sample.teacher.token_ids for sample in samples]
+    return checkpoints.identity(
+        [learner.model_dump(mode="json", exclude=checkpoints.FREE), seed, reduction],
+        (repr((s.student.token_ids, t, s.weight)) for s, t in zip(samples, teachers, strict=True)),
+    )
 
 
 def _publish(
@@ -341,10 +314,3 @@ def _publish(
             merge_adapter(policy_dir, adapter, out, tokenizer, trust_remote_code)
         shutil.rmtree(out / "steps", ignore_errors=True)
     return adapter
-
-
-def _remedy(learner: config.Learner) -> str:
-    return (
-        f"Lower learner.lr (it is {learner.lr:g}) or learner.max_grad_norm ({learner.max_grad_norm:g}), lengthen "
-        f"learner.warmup_steps ({learner.warmup_steps}), or set learner.dtype to float32"
-    )

@@ -1,8 +1,18 @@
-"""Losses: pure functions of tensors that return (loss, metrics). To add one: a file, and a line here."""
+"""Losses: pure functions of tensors that return (loss, metrics). To add one: a file, and a line here.
 
+Those that share an interface are in a dict, by the name that a recipe gives them. The losses of reward models,
+`regression`, `preference`, `comparison` and `disentangle`, have one each.
+"""
+
+from rhumbline.losses.absolute import mse_with_penalty, sigmoid_bce, sigmoid_mse
 from rhumbline.losses.distill import distill
 from rhumbline.losses.kl import k1, k2, k3
 from rhumbline.losses.sft import sft
 
 LOSSES = {"sft": sft, "distill": distill}  # (logits_RV, targets_R or teacher_RV, weights_R, denominator)
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+ABSOLUTE_FORMS = {  # (outputs_N, labels_N, denominator, weights_N=None)
+    "mse_with_penalty": mse_with_penalty,
+    "sigmoid_mse": sigmoid_mse,
+    "sigmoid_bce": sigmoid_bce,
+}

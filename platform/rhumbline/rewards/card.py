@@ -1,121 +1,67 @@
-"""The card of fitted heads: how well each predicts ratings that it has not seen, beside what length alone predicts.
+"""The card of a reward model as files: what it is, and its figures beside those of length alone.
 
-    figures = measure(scores_N, labels_N, lengths_N, prompts_N, length_only, num_resamples=1000, seed=0)
-    figures["spearman"]                        # {'value': 0.41, 'low': 0.33, 'high': 0.48}
-    write(folder, card)                        # card.json and card.md
+    write(folder, card)          # card.json, card.md, and figures/*.png with data/*.csv where the card has such sections
+    markdown(card)
 
-People rate longer answers higher, so a head that only counts tokens already correlates with their ratings. What a head knows
-beyond that is `spearman_given_length`, the partial rank correlation at equal length. Intervals are 95%, by resampling prompts,
-because answers to one prompt resemble each other.
+A card is plain data: `name`, `command`, `notes`; `facts` (what -> text) and `data` (data set -> licence and counts); and the
+sections that `rewards.sections` makes. A ridge model says its backbone, features and heads instead of facts. A section that
+a card lacks is not on its page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-
 from rhumbline.durable import replace, to_json
-from rhumbline.rewards.objectives import spearman
 
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class LengthOnly:
-    """The baseline: a line on log(1 + tokens), fitted on the training split."""
-
-    slope: float
-    intercept: float
-
-    @classmethod
-    def fit(cls, labels_N: ArrayLike, lengths_N: ArrayLike) -> LengthOnly:
-        """Rows without a label are left out."""
-        labels, log_N = np.asarray(labels_N, dtype=np.float64), np.log1p(np.asarray(lengths_N, dtype=np.float64))
-        has_N = ~np.isnan(labels)
-        if np.ptp(log_N[has_N]) == 0:
-            return cls(0.0, float(labels[has_N].mean()))
-        line = stats.linregress(log_N[has_N], labels[has_N])
-        return cls(float(line.slope), float(line.intercept))
-
-    def __call__(self, lengths_N: ArrayLike) -> Array:
-        predicted_N: Array = self.slope * np.log1p(np.asarray(lengths_N, dtype=np.float64)) + self.intercept
-        return predicted_N
+JSON = Mapping[str, Any]
+DRAWN = ("ratings", "pairs", "classes", "reliability", "by_label", "correlations")
 
 
-def measure(
-    scores_N: ArrayLike,
-    labels_N: ArrayLike,
-    lengths_N: ArrayLike,
-    prompts_N: ArrayLike,
-    length_only: LengthOnly,
-    *,
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Figures of one head on one split, in points of 0-100: `n`, `prompts`, and {value, low, high} each.
+def write(folder: str | Path, card: JSON) -> None:
+    """card.json as it is, card.md for people and the card's figures, each file atomically."""
+    target = Path(folder)
+    files = {"card.json": (to_json(card, indent=1) + "\n").encode(), "card.md": markdown(card).encode()}
+    if any(card.get(section) for section in DRAWN):
+        from rhumbline.rewards import figures
 
-    NaN labels are left out. A figure that is not defined (constant scores, constant labels) is null.
-    """
-    y_all = np.asarray(labels_N, dtype=np.float64)
-    has_N = ~np.isnan(y_all)
-    s, y = np.asarray(scores_N, dtype=np.float64)[has_N], y_all[has_N]
-    n, group = np.asarray(lengths_N, dtype=np.float64)[has_N], np.asarray(prompts_N)[has_N]
-    base = length_only(n)
-    members = [np.flatnonzero(group == one) for one in np.unique(group)]
-    if not members:
-        return {"n": 0, "prompts": 0}
-    rng = np.random.default_rng(seed)
-    draws = [
-        np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-        for _ in range(num_resamples)
-    ]
-    figures: dict[str, Callable[[Any], float | None]] = {
-        "spearman": lambda i: spearman(s[i], y[i]),
-        "pearson": lambda i: _pearson(s[i], y[i]),
-        "mae": lambda i: float(np.abs(s[i] - y[i]).mean()),
-        "spearman_given_length": lambda i: partial_spearman(s[i], y[i], n[i]),
-        "length_only_spearman": lambda i: spearman(base[i], y[i]),
-        "length_only_mae": lambda i: float(np.abs(base[i] - y[i]).mean()),
-        "score_with_length": lambda i: spearman(s[i], n[i]),
-        "label_with_length": lambda i: spearman(y[i], n[i]),
-    }
-    whole = np.arange(len(y))
-    return {
-        "n": len(y),
-        "prompts": len(members),
-        **{name: _interval(figure(whole), [figure(i) for i in draws]) for name, figure in figures.items()},
-    }
+        for drawn in figures.draw(card):
+            files[f"figures/{drawn.name}.png"] = figures.png(drawn.figure)
+            files[f"data/{drawn.name}.csv"] = figures.csv_of(drawn.rows)
+    for name, content in files.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, content)
 
 
-def partial_spearman(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float | None:
-    """Rank correlation of a and b with the ranks of `given` held fixed; None where one of the three is constant.
-
-    (r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2)).
-    """
-    ab, ac, bc = spearman(a, b), spearman(a, given), spearman(b, given)
-    if ab is None or ac is None or bc is None or max(abs(ac), abs(bc)) >= 1:
-        return None
-    return float((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
-
-
-def write(folder: str | Path, card: Mapping[str, Any]) -> None:
-    """card.json as it is and card.md for people, each atomically."""
-    replace(Path(folder) / "card.json", (to_json(card, indent=1) + "\n").encode())
-    replace(Path(folder) / "card.md", markdown(card).encode())
+def markdown(card: JSON) -> str:
+    """The card as a page."""
+    ridge = "features" in card
+    title = f"# Reward {'heads' if ridge else 'model'}: {card['name']}"
+    lines = [title, "", *(_ridge(card) if ridge else _facts(card))]
+    for section in (_ratings, _ranges, _pairs, _classes, _reliability, _debias, _agreement, _correlations):
+        lines += section(card)
+    return "\n".join([*lines, "", card["notes"], ""])
 
 
-def markdown(card: Mapping[str, Any]) -> str:
-    """The card as a page; `jobs/reward.py` says what is in it."""
-    features, data = card["features"], card["data"]
-    lines = [
-        f"# Reward heads: {card['name']}",
-        "",
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+def _facts(card: JSON) -> Iterator[str]:
+    yield f"Made by `{card['command']}`."
+    yield ""
+    for what, said in card["facts"].items():
+        yield f"- {what}: {said}"
+    for name, one in card["data"].items():
+        counts = ", ".join(f"{key} {value}" for key, value in one.items() if key != "licence")
+        yield f"- Data: {name}, licence {one.get('licence') or 'not known'}; {counts}."
+
+
+def _ridge(card: JSON) -> Iterator[str]:
+    features = card["features"]
+    yield from (
         f"Ridge regression on a frozen backbone, in closed form, by `{card['command']}`.",
         "",
         f"- Backbone: `{card['backbone']}`, hidden states after layer {features['layer']} of "
@@ -123,9 +69,9 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"- Input: the backbone's chat template, at most {features['max_tokens']} tokens, the answer at most "
         f"{features['max_response_tokens']} of them.",
         f"- Share of each feature's dependence on log length that was taken out: {card['length_removed']:g}.",
-    ]
-    for name, one in data.items():
-        lines.append(
+    )
+    for name, one in card["data"].items():
+        yield (
             f"- Data: {name}, licence {one['licence']}; answers to fit on {one['train']}, to test on {one['test']}, left out "
             f"because their conversation is tested on {one['dropped']}."
         )
@@ -133,60 +79,210 @@ def markdown(card: Mapping[str, Any]) -> str:
         ("test", "Test split"),
         ("held_out", "Training split, each answer predicted without its prompt"),
     ):
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| head | n | alpha | Spearman | at equal length | length only | Pearson | MAE | length-only MAE "
-            "| score with length | label with length |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
+        yield from ("", f"## {title}", "", *_head("head", "n", "alpha", *_CORRELATED))
         for name, head in card["heads"].items():
             f = head[split]
             if not f["n"]:
-                lines.append(f"| {name} | 0 |" + " |" * 9)
+                yield f"| {name} | 0 |" + " |" * 9
                 continue
-            cells = [_cell(f[key]) for key in _COLUMNS]
-            lines.append(f"| {name} | {f['n']} | {head['alpha']:.3g} | " + " | ".join(cells) + " |")
-    lines += [
+            yield _line(name, f["n"], f"{head['alpha']:.3g}", *(_cell(f[key]) for key in _CORRELATED.values()))
+    yield ""
+    yield from _POINTS.splitlines()
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+_CORRELATED = {
+    "Spearman": "spearman",
+    "at equal length": "spearman_given_length",
+    "length only": "length_only_spearman",
+    "Pearson": "pearson",
+    "MAE": "mae",
+    "length-only MAE": "length_only_mae",
+    "score with length": "score_with_length",
+    "label with length": "label_with_length",
+}
+_POINTS = """\
+Points are of 0-100; brackets are 95% intervals over prompts. *At equal length* is the partial rank correlation
+with the answer's tokens held fixed, *length only* a line on log length. Scores are predictions of mean ratings:
+narrower than the ratings themselves, and not cut to 0-100."""
+
+
+def _ratings(card: JSON) -> Iterator[str]:
+    told = card.get("ratings")
+    if not told:
+        return
+    columns = {**_CORRELATED}
+    columns = {
+        "Spearman": columns.pop("Spearman"),
+        "at equal length": columns.pop("at equal length"),
+        "length only": columns.pop("length only"),
+        "Pearson": columns.pop("Pearson"),
+        "length-only Pearson": "length_only_pearson",
+        **columns,
+    }
+    yield from ("", "## Ratings", "", *_head("head", "n", *columns))
+    for label, f in _rows(told):
+        yield _line(label, f["n"], *(_cell(f.get(key)) for key in columns.values()))
+    points = _POINTS.replace("the answer's tokens", "the answer's length").splitlines()
+    yield from ("", *points, *_image("accuracy", "agreement with people beside length alone"))
+    yield from _image("by_label", "scores by label")
+
+
+def _ranges(card: JSON) -> Iterator[str]:
+    told = card.get("ranges")
+    if not told:
+        return
+    columns = {"MSE": "mse", "length-only MSE": "length_only_mse", "MAE": "mae", "length-only MAE": "length_only_mae"}
+    yield from ("", "## Error by range of the label", "", *_head("head", "label", "n", *columns))
+    for name, ranges in told.items():
+        for one in ranges:
+            yield _line(name, one["range"], one["n"], *(_cell(one[key], 4) for key in columns.values()))
+    yield from (
         "",
-        "Points are of 0-100; brackets are 95% intervals over prompts. *At equal length* is the partial rank correlation",
-        "with the answer's tokens held fixed, *length only* a line on log length. Scores are predictions of mean ratings:",
-        "narrower than the ratings themselves, and not cut to 0-100.",
+        "Labels and errors are on 0-1. The ends are rare: a model that always says the mean errs there most.",
+    )
+
+
+def _pairs(card: JSON) -> Iterator[str]:
+    told = card.get("pairs")
+    if not told:
+        return
+    columns = {
+        "accuracy": "accuracy",
+        "length only": "length_accuracy",
+        "gain": "gain",
+        "log loss": "log_loss",
+        "length-only log loss": "length_log_loss",
+        "ECE": "ece",
+    }
+    yield from ("", "## Pairs", "", *_head("head", "n", "ties", *columns))
+    for label, f in _rows(told):
+        yield _line(label, f["n"], f["ties"], *(_cell(f.get(key), 3) for key in columns.values()))
+    yield from (
         "",
-        card["notes"],
+        "Accuracy is the share of pairs in which the better answer has the higher score, equal scores a half; ties by",
+        "people are counted and left out. *Length only* prefers the longer answer; *gain* is the difference on the same",
+        "pairs. Log losses are in nats, a coin gives 0.693; where no training split set the scale of a score or the",
+        "length-only regression, the other prompts of the same file did.",
+        *_image("accuracy", "agreement with people beside length alone"),
+    )
+
+
+def _classes(card: JSON) -> Iterator[str]:
+    told = card.get("classes")
+    if not told:
+        return
+    columns = {
+        "accuracy": "accuracy",
+        "on decided": "decided_accuracy",
+        "length only": "length_accuracy",
+        "log loss": "log_loss",
+        "length-only": "length_log_loss",
+        "gain": "gain",
+        "prior": "prior_log_loss",
+        "prior by place": "placed_prior_log_loss",
+        "one order": "one_order_log_loss",
+        "ECE": "ece",
+    }
+    yield from ("", "## Pairs with ties", "", *_head("data", "n", "a / b / tie", *columns, "uniform"))
+    for label, f in _rows({"all": told}):
+        winners = " / ".join(str(n) for n in f["winners"].values())
+        uniform = f"{f['uniform_log_loss']:.4f}" if f["n"] else "-"
+        yield _line(label, f["n"], winners, *(_cell(f.get(key), 3) for key in columns.values()), uniform)
+    yield from (
         "",
-    ]
-    return "\n".join(lines)
+        "Accuracy is over all classes; *on decided* and *length only* over pairs that people decided. Log losses are in nats:",
+        "*length-only* a multinomial regression on the difference in log length, *prior* the shares of the classes, *by place*",
+        "with the shares of the first and the second answer kept apart, *one order* the comparer without averaging over both.",
+        "*Gain* is what it is better by than length, on the same pairs.",
+        *_image("accuracy", "agreement with people beside length alone"),
+    )
 
 
-_COLUMNS = (
-    "spearman",
-    "spearman_given_length",
-    "length_only_spearman",
-    "pearson",
-    "mae",
-    "length_only_mae",
-    "score_with_length",
-    "label_with_length",
-)
+def _reliability(card: JSON) -> Iterator[str]:
+    told = card.get("reliability")
+    if not told:
+        return
+    yield from ("", "## Calibration", "", *_head("head", "expected calibration error"))
+    for name, one in told.items():
+        yield _line(name, _cell(one["ece"], 3))
+    yield from (
+        "",
+        "On 0-1, ten bins of equal width. For pairs: confidence in the answer that was preferred, and how often people did",
+        "so too. For ratings: score and label.",
+        *_image("reliability", "predicted against observed"),
+    )
 
 
-def _cell(figure: Mapping[str, float | None]) -> str:
-    value, low, high = figure["value"], figure["low"], figure["high"]
+def _debias(card: JSON) -> Iterator[str]:
+    told = card.get("debias")
+    if not told:
+        return
+    columns = ("calibration: before", "after", "here: before", "after", "figure", "before", "after", "cost")
+    yield from ("", "## Length taken off", "", *_head("head", *columns))
+    for name, one in told.items():
+        spearmans = [_cell({"value": one[split][key]}) for split in ("calibration", "with_length") for key in _BEFORE]
+        yield _line(name, *spearmans, one["figure"], *(_cell(one[key], 3) for key in (*_BEFORE, "change")))
+    yield from (
+        "",
+        "Spearman of score and length over the calibration answers and over these, before and after what length says of a",
+        "score was taken off it; then what that changed in the agreement with people.",
+    )
+
+
+def _agreement(card: JSON) -> Iterator[str]:
+    told = card.get("agreement")
+    if not told:
+        return
+    yield from ("", "## Agreement with a second scorer", "")
+    yield from _head("scorer", "second", "n", "percent", "kappa", "length only, percent")
+    for one in told:
+        cells = (_cell(one["percent"]), _cell(one["kappa"]), _cell(one["length_percent"]))
+        yield _line(one["first"], one["second"], one["n"], *cells)
+    yield from (
+        "",
+        "On the same pairs of answers: which is better, or the same. Cohen's kappa is 0 for chance and 1 for always.",
+    )
+
+
+def _correlations(card: JSON) -> Iterator[str]:
+    told = card.get("correlations")
+    if not told:
+        return
+    yield from ("", "## Correlations", "", *_head("Spearman", *told["names"]))
+    for name, values in zip(told["names"], told["spearman"], strict=True):
+        yield _line(name, *(_cell({"value": value}) for value in values))
+    yield from _image("correlations", "rank correlations")
+
+
+_BEFORE = ("before", "after")
+
+
+def _rows(section: JSON) -> Iterator[tuple[str, JSON]]:
+    """Each head with all data, then with each data set."""
+    for name, told in section.items():
+        yield name, told["all"]
+        for source, one in told["sources"].items():
+            yield f"{name}: {source}", one
+
+
+def _head(*columns: str) -> tuple[str, str]:
+    return _line(*columns), "|" + "---|" * len(columns)
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _image(name: str, alt: str) -> Sequence[str]:
+    return "", f"![{alt}](figures/{name}.png)"
+
+
+def _cell(figure: Mapping[str, float | None] | None, digits: int | None = None) -> str:
+    """A figure with its interval; `digits` None: two below 1, one above."""
+    value, low, high = (None, None, None) if figure is None else (figure.get(key) for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    digits = 2 if abs(value) < 1 else 1
-    return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
-
-
-def _pearson(a: Array, b: Array) -> float | None:
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0 else None
-
-
-def _interval(value: float | None, resampled: list[float | None]) -> dict[str, float | None]:
-    known = [one for one in resampled if one is not None]
-    if value is None or not known:
-        return {"value": value, "low": None, "high": None}
-    low, high = np.quantile(known, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
+    places = digits if digits is not None else 2 if abs(value) < 1 else 1
+    return f"{value:.{places}f}" + ("" if low is None or high is None else f" [{low:.{places}f}, {high:.{places}f}]")

@@ -6,13 +6,13 @@
 Only the layers up to the chosen one are loaded and run. An answer's features do not depend on what else is in the
 batch: padding and other answers are masked, positions are given, and everything is computed in float32 (bfloat16 moves
 scores by more than the 1e-4 that is allowed). The n samples of a prompt share its computation, which is about half of it.
-N answers, D features, B rows of a batch, T tokens of a row, S tokens of an answer.
+N answers, D features, B trees of a batch, T tokens of a tree, S tokens of an answer.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -25,15 +25,15 @@ from rhumbline.data.chat import encode
 from rhumbline.errors import ConfigError, ScoringError
 from rhumbline.learning.policy import load_tokenizer, resolve, set_threads
 from rhumbline.records import Prompt
+from rhumbline.rewards.trees import PACKED_TOKENS, Layout, Row, batches, lay_out, trees_of
+from rhumbline.rewards.trees import Side as Side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Pair = tuple[Prompt, str]  # what is scored: a prompt and an answer to it
-Side = Literal["right", "left"]
 Pooling = Literal["mean", "last", "end"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "end")
-PACKED_TOKENS = 512  # of a prompt and its answers in one row; attention grows with its square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,27 +60,6 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "pooling": list(self.pooling)}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One answer as tokens."""
-
-    prefix: tuple[int, ...]  # the prompt, up to where the assistant begins to speak
-    answer: tuple[int, ...]  # the answer and its end token
-    length: int  # tokens of the whole answer, before anything was cut
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A prompt followed by several answers to it, which do not see each other: the prompt is computed once."""
-
-    prefix: tuple[int, ...]
-    members: tuple[int, ...]  # row indices, in the order of the answers
-    answers: tuple[tuple[int, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.prefix) + sum(map(len, self.answers))
 
 
 class Backbone:
@@ -162,13 +141,11 @@ class Backbone:
         rows = [self.row(prompt, response) for prompt, response in pairs]
         hidden = int(self.model.config.hidden_size)
         out_ND = np.empty((len(rows), hidden * len(self.spec.pooling)), dtype=np.float32)
-        for trees in _batches(_trees(rows, min(PACKED_TOKENS, token_budget)), token_budget):
-            states_BTD, offsets_B = self._states(trees, side)
-            for tree, states_TD, start in zip(trees, states_BTD, offsets_B, strict=True):
-                at = start + len(tree.prefix)
-                for i, answer in zip(tree.members, tree.answers, strict=True):
-                    out_ND[i] = self._pool(states_TD[at : at + len(answer)]).cpu().numpy()
-                    at += len(answer)
+        for trees in batches(trees_of(rows, min(PACKED_TOKENS, token_budget)), token_budget):
+            layout = lay_out(trees, cast(int, self.tokenizer.eos_token_id), side)
+            states_BTD = self._states(layout)
+            for i, span in layout.spans.items():
+                out_ND[i] = self._pool(states_BTD[span.tree, span.begin : span.end]).cpu().numpy()
         broken = np.flatnonzero(~np.isfinite(out_ND).all(axis=1))
         if len(broken):
             raise ScoringError(
@@ -176,33 +153,17 @@ class Backbone:
             )
         return out_ND, np.array([row.length for row in rows], dtype=np.int64)
 
-    def _states(self, trees: Sequence[Tree], side: Side) -> tuple[torch.Tensor, list[int]]:
-        """Hidden states (B, T, D) and where each tree begins."""
-        width = max(map(len, trees))
-        offsets = [0 if side == "right" else width - len(tree) for tree in trees]
-        ids_BT = torch.full((len(trees), width), cast(int, self.tokenizer.eos_token_id), dtype=torch.long)
-        positions_BT = torch.zeros_like(ids_BT)
-        branch_BT = torch.full_like(ids_BT, -1)  # 0: prompt, 1 and up: answers, -1: padding
-        for b, (tree, at) in enumerate(zip(trees, offsets, strict=True)):
-            for branch, tokens in enumerate((tree.prefix, *tree.answers)):
-                here = slice(at, at + len(tokens))
-                first = 0 if branch == 0 else len(tree.prefix)
-                ids_BT[b, here] = torch.tensor(tokens)
-                positions_BT[b, here] = torch.arange(first, first + len(tokens))
-                branch_BT[b, here] = branch
-                at += len(tokens)
-        # A token sees the prompt and its own answer, up to itself. Padding sees padding, so that no row is empty.
-        seen_BTT = (branch_BT[:, None, :] == 0) | (branch_BT[:, None, :] == branch_BT[:, :, None])
-        seen_BTT &= torch.ones(width, width, dtype=torch.bool).tril()
+    def _states(self, layout: Layout) -> torch.Tensor:
+        """Hidden states (B, T, D)."""
+        seen_BTT, device = layout.seen_BTT, self.model.device
         mask_B1TT = torch.zeros(seen_BTT.shape).masked_fill_(~seen_BTT, torch.finfo(torch.float32).min)[:, None]
-        device = self.model.device
         output = self.model(
-            input_ids=ids_BT.to(device),
+            input_ids=layout.ids_BT.to(device),
             attention_mask=mask_B1TT.to(device),
-            position_ids=positions_BT.to(device),
+            position_ids=layout.positions_BT.to(device),
             use_cache=False,
         )
-        return output.last_hidden_state, offsets
+        return cast(torch.Tensor, output.last_hidden_state)
 
     def _pool(self, states_SD: torch.Tensor) -> torch.Tensor:
         """(D,) of one answer from the states of its tokens and of the end token after them."""
@@ -267,31 +228,3 @@ def _settings(folder: str | Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as e:
         raise ConfigError(f"{folder}: transformers cannot read this backbone: {e}") from e
-
-
-def _trees(rows: Sequence[Row], limit: int) -> list[Tree]:
-    """Rows with the same prompt together, at most `limit` tokens each (one answer at least), longest tree first."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(row.prefix, []).append(i)
-    trees = []
-    for prefix, members in groups.items():
-        part: list[int] = []
-        size = len(prefix)
-        for i in members:
-            if part and size + len(rows[i].answer) > limit:
-                trees.append(Tree(prefix, tuple(part), tuple(rows[j].answer for j in part)))
-                part, size = [], len(prefix)
-            part.append(i)
-            size += len(rows[i].answer)
-        trees.append(Tree(prefix, tuple(part), tuple(rows[j].answer for j in part)))
-    return sorted(trees, key=len, reverse=True)
-
-
-def _batches(trees: Sequence[Tree], token_budget: int) -> Iterator[Sequence[Tree]]:
-    """Trees, which come longest first, in batches of at most `token_budget` padded tokens; every tree once."""
-    begin = 0
-    while begin < len(trees):
-        size = max(1, token_budget // len(trees[begin]))
-        yield trees[begin : begin + size]
-        begin += size

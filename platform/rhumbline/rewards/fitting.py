@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rhumbline.rewards.card import LengthOnly, measure
+from rhumbline.rewards.correlation import measure
 from rhumbline.rewards.features import FeatureSpec
 from rhumbline.rewards.labels import Answers
+from rhumbline.rewards.length_only import LengthOnly
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.rewards.recipe import RewardRecipe
 from rhumbline.rewards.regression import RegressionHeads
 from rhumbline.rewards.ridge import HeadFit
+from rhumbline.rewards.sections import rated
 
 Features = NDArray[np.float32]
 Lengths = NDArray[np.int64]
@@ -75,16 +77,17 @@ def describe(
     scores_NH = heads.score(features_ND, lengths_N)
     names = [head.name for head in heads.schema.heads]
     told: dict[str, Any] = {}
+    by_length_NH = np.empty_like(scores_NH)
     for h, (head, fitted) in enumerate(zip(heads.schema.heads, fits, strict=True)):
         labels_N = answers.labels_NH[:, h]
-        baseline = LengthOnly.fit(labels_N[train_N], lengths_N[train_N])
+        by_length_NH[:, h] = LengthOnly.fit(labels_N[train_N], lengths_N[train_N])(lengths_N)
         figures = {
             split: measure(
                 scores_M,
                 labels_N[rows_N],
                 lengths_N[rows_N],
                 answers.groups_N[rows_N],
-                baseline,
+                by_length_NH[rows_N, h],
                 num_resamples=recipe.bootstrap,
                 seed=recipe.seed,
             )
@@ -94,6 +97,17 @@ def describe(
             )
         }
         told[head.name] = {"alpha": fitted.alpha, "n": fitted.n, "licence": head.licence, **figures}
+    sections = rated(
+        names,
+        scores_NH[test_N],
+        answers.labels_NH[test_N],
+        lengths_N[test_N],
+        answers.groups_N[test_N],
+        answers.sources_N[test_N],
+        length_only_NH=by_length_NH[test_N],
+        num_resamples=recipe.bootstrap,
+        seed=recipe.seed,
+    )
     return {
         "name": recipe.name,
         "id": heads.id,
@@ -104,6 +118,7 @@ def describe(
         "length_removed": heads.schema.length_removed,
         "data": {name: {"licence": one.licence, **answers.counts(name)} for name, one in recipe.ratings.items()},
         "heads": told,
+        **{key: section for key, section in sections.items() if key != "ratings"},  # `heads` says it by split
         "calibration": Calibration.fit(names, scores_NH[train_N], lengths_N[train_N]).to_dict(),
         "notes": recipe.notes,
         "recipe": recipe.model_dump(mode="json"),

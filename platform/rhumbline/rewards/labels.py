@@ -51,7 +51,7 @@ def gather(recipe: RewardRecipe) -> Answers:
     Raises DataError, with the recipe's key, for a file that is missing or unreadable, a label that nothing has, and a
     rating outside its scale.
     """
-    heads = recipe.heads()
+    heads = recipe.rated_heads()
     rows: list[tuple[Rated, str, bool]] = []
     for source, ratings in recipe.ratings.items():
         rows += [(rated, source, train) for rated, train in _split(ratings, source)]

@@ -12,26 +12,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rhumbline import config
 from rhumbline.durable import to_json
-from rhumbline.errors import ConfigError, RhumblineError, ScoringError
+from rhumbline.errors import ConfigError, DataError, RhumblineError, ScoringError
+from rhumbline.rewards.comparer import ComparerRewards
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.objectives import Head, Objectives
 from rhumbline.rewards.regression import RegressionHeads, RegressionRewards
 from rhumbline.rewards.rules import RuleRewards, Tokenise
+from rhumbline.rewards.trained import TrainedRewards
 
 Array = NDArray[np.float64]
 CACHE_LIMIT = 1_000_000  # pairs; at about 200 bytes each
 
 
 class Source(Protocol):
-    """Some heads and how they are scored. `regression.RegressionRewards` and `rules.RuleRewards` are two."""
+    """Some heads and how they are scored: `regression`, `rules`, `trained` and `comparer` have one each."""
 
     @property
     def heads(self) -> tuple[Head, ...]: ...
@@ -73,16 +76,10 @@ class RewardModel:
         that do not fit the heads.
         """
         count = tokenise if tokenise is not None else _tokeniser(policy, trust_remote_code)
-        sources: list[Source] = []
-        for i, source in enumerate(rewards.sources):
-            if isinstance(source, config.RulesSource):
-                sources.append(RuleRewards(source.heads, count, f"rewards.sources.{i}.heads"))
-                continue
-            try:
-                heads = RegressionHeads.load(source.path)
-            except ConfigError as e:
-                raise ConfigError(f"rewards.sources.{i}.path: {e}") from None
-            sources.append(RegressionRewards(heads, source.backbone, rewards.token_budget, source.trust_remote_code))
+        sources = [
+            BUILDERS[source.kind](source, Given(f"rewards.sources.{i}", rewards.token_budget, count))
+            for i, source in enumerate(rewards.sources)
+        ]
         heads_H = [head for one in sources for head in one.heads]
         return cls(sources, Objectives.build(rewards.objectives, heads_H))
 
@@ -155,6 +152,51 @@ class RewardModel:
                 )
             columns.append(scores_MH)
         return np.concatenate(columns, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a source is built with besides its own section."""
+
+    where: str  # the section's path in the recipe
+    token_budget: int
+    tokenise: Tokenise
+
+
+def _rules(source: config.RulesSource, given: Given) -> Source:
+    return RuleRewards(source.heads, given.tokenise, f"{given.where}.heads")
+
+
+def _regression(source: config.RegressionSource, given: Given) -> Source:
+    try:
+        heads = RegressionHeads.load(source.path)
+    except ConfigError as e:
+        raise ConfigError(f"{given.where}.path: {e}") from None
+    return RegressionRewards(heads, source.backbone, given.token_budget, source.trust_remote_code)
+
+
+def _network(source: config.NetworkSource, given: Given) -> Source:
+    options = source.model_dump(exclude={"kind", "path"})
+    try:
+        return TrainedRewards(source.path, token_budget=given.token_budget, **options)
+    except ConfigError as e:
+        raise ConfigError(f"{given.where}: {e}") from None
+
+
+def _comparer(source: config.ComparerSource, given: Given) -> Source:
+    options = source.model_dump(exclude={"kind", "path"})
+    try:
+        return ComparerRewards(source.path, token_budget=given.token_budget, **options)
+    except (ConfigError, DataError) as e:
+        raise ConfigError(f"{given.where}: {e}") from None
+
+
+BUILDERS: dict[str, Callable[[Any, Given], Source]] = {  # by the `kind` of a section
+    "rules": _rules,
+    "regression": _regression,
+    "network": _network,
+    "comparer": _comparer,
+}
 
 
 def _key(pair: Pair) -> bytes:
