@@ -125,8 +125,7 @@ class Absolute:
         labels_M, weights_M = (
             torch.from_numpy(values[list(units)]).to(outputs_MH.device) for values in (self.labels_U, self.weights_U)
         )
-        loss: torch.Tensor = self.form(outputs_MH[:, 0], labels_M, float(mass), weights_N=weights_M)[0]
-        return loss
+        return self.form(outputs_MH[:, 0], labels_M, float(mass), weights_N=weights_M)[0]
 
     def figures(self, outputs_NH: Array, units: Sequence[int]) -> Figures:
         said_M = torch.from_numpy(outputs_NH[[self.task.members[u][0] for u in units], 0])

@@ -114,7 +114,8 @@ def build(recipe: RewardRecipe) -> Task:
 def _check_labels(recipe: RewardRecipe, task: Task) -> None:
     """Every head of a regression is rated in what is trained on: what validation took away may have been all of it."""
     if recipe.kind == "regression":
-        missing_H = np.isnan(task.targets["labels"][task.within("train")]).all(axis=0)
+        labels_UH = task.targets["labels"][task.within("train")]
+        missing_H = [bool(np.isnan(labels_U).all()) for labels_U in labels_UH.T]
         for head, missing in zip(recipe.heads(), missing_H, strict=True):
             if missing:
                 raise DataError(
