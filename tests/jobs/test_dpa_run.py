@@ -215,6 +215,7 @@ def resumed_at(home: Path) -> int:
     ("moment", "signum", "code", "state"),
     [
         ("sampling", signal.SIGINT, 130, "stopped"),
+        ("learning", signal.SIGINT, 130, "stopped"),
         ("learning", signal.SIGTERM, 143, "stopped"),
         ("learning", signal.SIGKILL, -9, "running"),
         ("scoring t=1", signal.SIGKILL, -9, "running"),
