@@ -50,7 +50,8 @@ def test_the_card_belongs_to_the_weights_and_to_the_shipped_recipe(
     heads: RegressionHeads, card: dict[str, object]
 ) -> None:
     assert card["id"] == heads.id
-    assert card["recipe"] == recipes.load(FOLDER / "oasst.yaml").model_dump(mode="json")
+    # Read again: a key that came later has its default in older cards.
+    assert recipes.RewardRecipe.model_validate(card["recipe"]) == recipes.load(FOLDER / "oasst.yaml")
     assert (embedded() / "card.md").read_text() == markdown(card)
     assert "/work" not in (embedded() / "card.md").read_text()
 
