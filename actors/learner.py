@@ -16,8 +16,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,17 +164,19 @@ def probe_again(folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def _fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Path, look: Callable[[], None]) -> None:
-    """`TorchTrainer.fit` in a thread, while this one looks at the steps and stays open to signals.
-
-    In the main thread, `fit` would take SIGINT for itself and keep it.
-    """
+    """`TorchTrainer.fit` here, where signals arrive, while a thread looks at the steps."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     train: Any = ray.train  # its types are those of the older API
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # also how soon a reported checkpoint is committed
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    trainer: Any = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, _controller: Any) -> None:
+            """The session's own stays: Ray's would be kept after the training, and end the job with 0."""
+
+    trainer: Any = Trainer(
         _worker,
         train_loop_config=handed,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -192,25 +194,38 @@ def _fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Pa
             worker_runtime_env={"env_vars": environment(learner)},
         ),
     )
-    raised: list[Exception] = []
+    with _beside(look, f"steps-{name}"):
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as e:
+            _raise(Path(handed["failure"]))
+            text = str(next(iter(getattr(e, "worker_failures", {}).values()), e)).strip()
+            raise TrainingError(
+                f"{name}: training failed on every attempt (learner.max_failures): {text[-2000:]}"
+            ) from e
+
+
+@contextmanager
+def _beside(look: Callable[[], None], name: str) -> Iterator[None]:
+    """Call `look` again and again in a thread. It has ended when this returns, whatever happened within: a thread that
+    speaks to Ray after its shutdown ends the process, with Ray's exit code. What `look` raised is raised here.
+    """
+    over, raised = threading.Event(), []
 
     def run() -> None:
         try:
-            trainer.fit()
+            while not over.wait(_TICK_S):
+                look()
         except Exception as e:
             raised.append(e)
 
-    thread = threading.Thread(target=run, name=f"fit-{name}", daemon=True)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(_TICK_S)
-        look()
-    if raised and isinstance(raised[0], train.TrainingFailedError):
-        _raise(Path(handed["failure"]))
-        text = str(next(iter(getattr(raised[0], "worker_failures", {}).values()), raised[0])).strip()
-        raise TrainingError(
-            f"{name}: training failed on every attempt (learner.max_failures): {text[-2000:]}"
-        ) from raised[0]
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
     if raised:
         raise raised[0]
 

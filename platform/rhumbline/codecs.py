@@ -164,8 +164,8 @@ class SteerLM(Codec):
     Over the attainable range [low_k, high_k] of an objective,
     target_k = (high_k + low_k) / 2 + v_k (high_k - low_k) / 2, rounded to an integer: v_k = 1 asks for the most, -1 for
     the least, 0 for the middle. The way back is the same line. Options: `scale` is '0-100' (default) or '0-4';
-    `low.<objective>` and `high.<objective>` narrow the range. Few points are coarse: on 0-4 two objectives come back
-    within 21 degrees.
+    `low.<objective>` and `high.<objective>` are the range where it is narrower, or elsewhere, as a map of heads with a
+    negative coefficient may be. Few points are coarse: on 0-4 two objectives come back within 21 degrees.
     """
 
     name = "steerlm"
@@ -179,10 +179,9 @@ class SteerLM(Codec):
             raise CodecError(
                 f"steerlm option scale must be one of {', '.join(self.scales)}, got {self.options['scale']!r}"
             )
-        top = self._top
         for name, (low, high) in zip(self.objectives, self._ranges, strict=True):
-            if not 0 <= low < high <= top:
-                raise CodecError(f"steerlm range of {name} must rise within 0..{top:g}, got {low:g}..{high:g}")
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise CodecError(f"steerlm range of {name} must rise, got {low:g}..{high:g} (directions.codec_options)")
         if self._error >= 1:
             raise CodecError(
                 f"steerlm cannot say {len(self.objectives)} objectives in integers on ranges this narrow: "
@@ -207,17 +206,20 @@ class SteerLM(Codec):
         """The line for given values, such as a response's own ratings (attribute-conditioned SFT)."""
         if len(targets_K) != len(self.objectives) or not all(math.isfinite(t) for t in targets_K):
             raise CodecError(f"steerlm needs {len(self.objectives)} finite target values, got {list(targets_K)}")
-        whole = [min(int(self._top), max(0, math.floor(t + 0.5))) for t in targets_K]
+        whole = [
+            min(top, max(bottom, math.floor(t + 0.5))) for t, (bottom, top) in zip(targets_K, self._ends, strict=True)
+        ]
         return self.prefix + ",".join(f"{name}:{t}" for name, t in zip(self.objectives, whole, strict=True))
 
     def render(self, direction: Sequence[float]) -> str:
         return self.render_targets(self.targets(direction))
 
     def parse(self, text: str) -> Direction:
-        pattern = re.escape(self.prefix) + ",".join(rf"{re.escape(name)}:([0-9]+)" for name in self.objectives)
+        pattern = re.escape(self.prefix) + ",".join(rf"{re.escape(name)}:(-?[0-9]+)" for name in self.objectives)
         values = [float(value) for value in self._read(pattern, text)]
-        if max(values) > self._top:
-            raise CodecError(f"target values run from 0 to {self._top:g}, got {text[:200]!r}")
+        for name, value, (bottom, top) in zip(self.objectives, values, self._ends, strict=True):
+            if not bottom <= value <= top:
+                raise CodecError(f"target values of {name} run from {bottom} to {top}, got {text[:200]!r}")
         weights = [(2 * t - high - low) / (high - low) for t, (low, high) in zip(values, self._ranges, strict=True)]
         try:
             return normalise(weights)
@@ -239,6 +241,11 @@ class SteerLM(Codec):
             ]
         except ValueError as e:
             raise CodecError(f"steerlm ranges must be numbers (directions.codec_options): {e}") from None
+
+    @property
+    def _ends(self) -> list[tuple[int, int]]:
+        """(K,) whole numbers that are said at most: the scale, and the range where it is elsewhere."""
+        return [(min(0, math.floor(low)), max(int(self._top), math.ceil(high))) for low, high in self._ranges]
 
     @property
     def _error(self) -> float:

@@ -148,8 +148,11 @@ class Driver:
             self.process.send_signal(signum)
         return self.process.wait(timeout)
 
-    def left_behind(self, timeout: float = 60) -> list[str]:
-        """Titles of the job's processes that are still there after a while; empty as soon as there are none."""
+    def left_behind(self, timeout: float = 180) -> list[str]:
+        """Titles of the job's processes that are still there after a while; empty as soon as there are none.
+
+        Agents of a Ray node whose driver was killed try to reach its dead control store for a minute before they end.
+        """
         deadline = time.monotonic() + timeout
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -142,7 +142,11 @@ def test_t0_by_steerlm_and_iterations_that_let_the_best_compete_again(tmp_path: 
     home = tmp_path / "runs" / "tiny"
     steering = [json.loads((home / "checkpoints" / f"t={t}" / "steering.json").read_text()) for t in (0, 1)]
     assert [s["codec"]["name"] for s in steering] == ["steerlm", "dpa-float1"]
-    kept = list(RunStore.open(home).read("iterations/t=3/selected", Selected))
+    store = RunStore.open(home)
+    kept = list(store.read("iterations/t=3/selected", Selected))
+    before = {s.scored.completion.id for s in store.read("iterations/t=1/selected", Selected)}
+    fresh = len(list(store.read("iterations/t=3/scores")))
+    assert store.shards("iterations/t=3/selected")[0].notes["candidates"] == fresh + len(before)  # each competes once
     assert {s.scored.completion.query.iteration for s in kept} <= {1, 3}
     assert any(s.scored.completion.query.iteration == 3 for s in kept)
 
@@ -211,6 +215,7 @@ def resumed_at(home: Path) -> int:
     ("moment", "signum", "code", "state"),
     [
         ("sampling", signal.SIGINT, 130, "stopped"),
+        ("learning", signal.SIGINT, 130, "stopped"),
         ("learning", signal.SIGTERM, 143, "stopped"),
         ("learning", signal.SIGKILL, -9, "running"),
         ("scoring t=1", signal.SIGKILL, -9, "running"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -50,9 +51,12 @@ def test_the_card_belongs_to_the_weights_and_to_the_shipped_recipe(
     heads: RegressionHeads, card: dict[str, object]
 ) -> None:
     assert card["id"] == heads.id
-    assert card["recipe"] == recipes.load(FOLDER / "oasst.yaml").model_dump(mode="json")
+    # Read again: a key that came later has its default in older cards.
+    assert recipes.RewardRecipe.model_validate(card["recipe"]) == recipes.load(FOLDER / "oasst.yaml")
     assert (embedded() / "card.md").read_text() == markdown(card)
-    assert "/work" not in (embedded() / "card.md").read_text()
+    assert not re.search(
+        r"(^|[\s`'\"=(])/\w", (embedded() / "card.md").read_text()
+    )  # no path of the machine that made it
 
 
 def test_helpfulness_knows_more_than_length(card: dict[str, object]) -> None:

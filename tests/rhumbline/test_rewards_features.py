@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,22 @@ def test_identity_is_read_without_loading(folder: Path) -> None:
         "vocab_size": 258,
     }
     assert Backbone.load(folder, SPEC).fingerprint == identity(folder)
+
+
+def test_code_that_comes_with_a_backbone_runs_only_when_it_is_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    shutil.copytree(folder, tmp_path / "own")
+    told = json.loads((folder / "config.json").read_text())
+    told |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Own"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(told))
+    (tmp_path / "own" / "code.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        identity(tmp_path / "own")
+    assert identity(tmp_path / "own", trust_remote_code=True)["model_type"] == "own"
 
 
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
