@@ -28,8 +28,8 @@ from rhumbline.errors import RhumblineError, TrainingError, UserError
 from rhumbline.records import Example, Message
 
 if TYPE_CHECKING:
-    from rhumbline.rewards.recipe import RewardRecipe
-    from rhumbline.rewards.task import Task
+    from rhumbline.fitting.recipe import RewardRecipe
+    from rhumbline.fitting.task import Task
 
 NUM_PROBES, PROBE_TOKENS = 4, 64
 RESULT = "training.json"
@@ -91,10 +91,10 @@ def learn_rewards(
     seed: int,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The same for a reward network: returns `rewards.training.FitResult` as a dict; `out_dir` has its schema, and what it gives
-    to held-out inputs (`rewards.results.finish`). The backbone is a name that every node resolves.
+    """The same for a reward network: returns `fitting.training.FitResult` as a dict; `out_dir` has its schema, and what it gives
+    to held-out inputs (`fitting.results.finish`). The backbone is a name that every node resolves.
     """
-    from rhumbline.rewards.task import save
+    from rhumbline.fitting.task import save
 
     return _complete(
         "rewards",
@@ -356,10 +356,10 @@ def _rewards(
     learner: config.Learner,  # noqa: ARG001  the recipe holds it
     where: dict[str, Any],
 ) -> dict[str, Any]:
-    from rhumbline.rewards.recipe import RewardRecipe
-    from rhumbline.rewards.results import finish
-    from rhumbline.rewards.task import load
-    from rhumbline.rewards.training import fit
+    from rhumbline.fitting.recipe import RewardRecipe
+    from rhumbline.fitting.results import finish
+    from rhumbline.fitting.task import load
+    from rhumbline.fitting.training import fit
 
     task, recipe = load(data), RewardRecipe.model_validate(settings["recipe"])
     result = fit(task, recipe=recipe, **where)

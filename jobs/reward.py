@@ -35,12 +35,12 @@ import typer
 
 from rhumbline.cli import user_errors
 from rhumbline.config import dump
-from rhumbline.rewards.recipe import RewardRecipe, load
+from rhumbline.fitting.recipe import RewardRecipe, load
 
 if TYPE_CHECKING:
+    from rhumbline.fitting.labels import Answers
+    from rhumbline.fitting.task import Task
     from rhumbline.rewards.features import Pair
-    from rhumbline.rewards.labels import Answers
-    from rhumbline.rewards.task import Task
 
 HERE = Path(__file__).resolve().parent
 RESULT = "training.json"
@@ -70,11 +70,11 @@ def main(
 
 def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command: str) -> None:
     """The algorithm of every kind that is trained by gradient."""
-    from rhumbline.rewards import card
-    from rhumbline.rewards.results import describe, predictions
-    from rhumbline.rewards.task import build
+    from rhumbline.cards import card
+    from rhumbline.fitting.results import describe, predictions
+    from rhumbline.fitting.task import build
+    from rhumbline.fitting.training import identity
     from rhumbline.rewards.trained import Schema
-    from rhumbline.rewards.training import identity
 
     task = build(recipe)
     if dry_run:
@@ -127,7 +127,7 @@ def ready(recipe: RewardRecipe, local: bool) -> Iterator[Train]:
 def train_on_ray(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """By Ray Train. The data and the recipe are in the run's name: another one starts afresh."""
     from actors.learner import learn_rewards
-    from rhumbline.rewards.training import identity
+    from rhumbline.fitting.training import identity
 
     run = f"{name}-{identity(recipe, task, recipe.seed)[:12]}"
     work.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple
 
     from rhumbline.durable import replace, to_json
     from rhumbline.errors import ConfigError
+    from rhumbline.fitting.results import finish
+    from rhumbline.fitting.training import fit, identity
     from rhumbline.learning.checkpoints import latest
-    from rhumbline.rewards.results import finish
-    from rhumbline.rewards.training import fit, identity
 
     if recipe.learner.num_workers > 1:
         raise ConfigError("--local is one worker: set learner.num_workers=1, or leave --local out")
@@ -229,12 +229,12 @@ def ridge(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command: 
     """The algorithm of the closed form."""
     import numpy as np
 
+    from rhumbline.cards import card
+    from rhumbline.fitting.frozen import describe, fit
+    from rhumbline.fitting.labels import gather
     from rhumbline.learning.policy import resolve
-    from rhumbline.rewards import card
     from rhumbline.rewards.features import identity
-    from rhumbline.rewards.fitting import describe, fit
     from rhumbline.rewards.invariance import PROBES
-    from rhumbline.rewards.labels import gather
 
     answers = gather(recipe)
     if dry_run:
@@ -329,7 +329,7 @@ KINDS: dict[str, Callable[[RewardRecipe, Path, bool, bool, str], None]] = {
 
 
 def _extractor(recipe: RewardRecipe) -> dict[str, Any]:
-    from rhumbline.rewards.fitting import spec_of
+    from rhumbline.fitting.frozen import spec_of
 
     wanted = recipe.extraction
     return {

@@ -26,8 +26,8 @@ from typing import Annotated
 import typer
 
 from rhumbline import __version__
+from rhumbline.cli_rewards import Limit, Split, Where, Winner, comparing, rewards_app
 from rhumbline.errors import EXIT_USER_ERROR, StoreError, UserError
-from rhumbline.rewards.commands import Limit, Split, Where, Winner, comparing, rewards_app
 
 app = typer.Typer(
     help="Align one language model to many people at once: preference directions in reward space, on Ray.",
@@ -176,8 +176,8 @@ def data_explore(
     where: Where = None,
 ) -> None:
     """Battles and win rates per model and pair, ties, and what length did, as CSV and PNG."""
+    from rhumbline.cards.exploration import write
     from rhumbline.data.comparisons import load_comparisons
-    from rhumbline.rewards.exploration import write
 
     found = load_comparisons(path, split, limit, **comparing(winner, where))
     for written in write(out, found.rows):

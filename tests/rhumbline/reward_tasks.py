@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from rhumbline.fitting.recipe import RewardRecipe
+from rhumbline.fitting.task import Input, Split, Task
 from rhumbline.records import Message, Prompt
-from rhumbline.rewards.recipe import RewardRecipe
-from rhumbline.rewards.task import Input, Split, Task
 
 LORA = {"r": 4, "alpha": 8}
 _DATA = {"path": "not read", "licence": "CC0"}

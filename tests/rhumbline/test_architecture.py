@@ -34,8 +34,9 @@ FLOW = [
         "data",
     },
     {"queries", "examples", "recipes", "rewards", "losses", "learning", "probe"},
-    {"plan", "evaluation", "users", "serving"},
-    {"doctor", "runs", "cli"},
+    {"cards"},
+    {"fitting", "plan", "evaluation", "users", "serving"},
+    {"doctor", "runs", "cli", "cli_rewards"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}
 LIGHT = [

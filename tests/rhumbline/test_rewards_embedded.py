@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rhumbline.rewards import recipe as recipes
-from rhumbline.rewards.card import markdown
+from rhumbline.cards.card import markdown
+from rhumbline.fitting import recipe as recipes
 from rhumbline.rewards.invariance import PROBES
 from rhumbline.rewards.regression import RegressionHeads, embedded
 

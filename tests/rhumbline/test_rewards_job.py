@@ -115,8 +115,8 @@ def test_faults_are_one_message_and_exit_code_2(recipe: Path, tmp_path: Path) ->
 
 
 def test_the_job_and_the_library_read_the_same_backbone(recipe: Path) -> None:
-    from rhumbline.rewards import recipe as recipes
-    from rhumbline.rewards.fitting import spec_of
+    from rhumbline.fitting import recipe as recipes
+    from rhumbline.fitting.frozen import spec_of
 
     loaded = recipes.load(recipe)
     assert Backbone.load(loaded.backbone, spec_of(loaded)).spec.layer == 1
@@ -214,7 +214,7 @@ def test_a_network_from_data_to_scores(kind: str, tmp_path: Path, capsys: pytest
 def test_the_same_command_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rhumbline.rewards import training
+    from rhumbline.fitting import training
 
     recipe = network_recipe(tmp_path, "preference")
     job(recipe, out=tmp_path / "calm")

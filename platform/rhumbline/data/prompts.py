@@ -151,5 +151,14 @@ def turn_id(prompt: Prompt) -> str:
     return hashlib.sha256(first_turn(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def conversation_id(prompt: Prompt) -> str:
+    """A name for what the user said first, to the letter: continuations of a conversation share it.
+
+    Rated and compared answers are grouped by it. Unlike `turn_id` it does not cut the turn: pasted texts that open alike are
+    conversations of their own.
+    """
+    return prompt_id_of([next(m for m in prompt.messages if m.role == "user")])
+
+
 def _hash(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}\x1f{text}".encode("utf-8", "surrogatepass")).hexdigest()

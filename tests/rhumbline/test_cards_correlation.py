@@ -1,0 +1,91 @@
+"""Scores against ratings, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rhumbline.cards.correlation import correlations, error_by_range, measure, partial_spearman, scores_by_label
+
+LEVEL = [50.0, 50.0, 50.0]
+
+
+def test_figures_by_hand() -> None:
+    # |30 - 10| + |50 - 60| + |70 - 90| = 50 over 3; the row without a label counts nowhere.
+    figures = measure(
+        [30, 50, 70, 0],
+        [10, 60, 90, np.nan],
+        [5, 9, 7, 1],
+        ["p", "q", "r", "s"],
+        [*LEVEL, 50],
+        num_resamples=200,
+        seed=0,
+    )
+    assert (figures["n"], figures["prompts"]) == (3, 3)
+    assert figures["mae"]["value"] == pytest.approx(50 / 3)
+    assert figures["length_only_mae"]["value"] == pytest.approx((40 + 10 + 40) / 3)
+    assert figures["spearman"]["value"] == pytest.approx(1)
+    assert figures["label_with_length"]["value"] == pytest.approx(0.5)  # ranks 1 2 3 and 1 3 2
+    assert figures["length_only_spearman"] == {"value": None, "low": None, "high": None}  # a level line ranks nothing
+    low, high = figures["mae"]["low"], figures["mae"]["high"]
+    assert 10 <= low <= 50 / 3 <= high <= 20
+
+
+def test_a_baseline_that_is_not_known_is_null() -> None:
+    figures = measure([1, 2, 3], [1, 2, 3], [1, 2, 3], ["p"] * 3, [np.nan] * 3, num_resamples=5, seed=0)
+    names = ("length_only_spearman", "length_only_pearson", "length_only_mae")
+    assert [figures[name]["value"] for name in names] == [None] * 3
+    assert figures["spearman"]["value"] == pytest.approx(1)
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    rng = np.random.default_rng(0)
+    data = (rng.normal(size=30), rng.normal(size=30), rng.integers(1, 50, 30), np.arange(30) // 3, np.full(30, 50.0))
+    first, again, other = (measure(*data, num_resamples=50, seed=s) for s in (1, 1, 2))
+    assert first == again
+    assert first["spearman"]["low"] != other["spearman"]["low"]
+
+
+def test_partial_correlation_equals_that_of_the_residuals() -> None:
+    rng = np.random.default_rng(4)
+    length = rng.normal(size=200)
+    a, b = length + rng.normal(size=200), length + rng.normal(size=200)
+    ranks = [stats.rankdata(x) for x in (a, b, length)]
+
+    def residual(y: np.ndarray) -> np.ndarray:
+        line = stats.linregress(ranks[2], y)
+        return y - line.slope * ranks[2]
+
+    wanted = stats.pearsonr(residual(ranks[0]), residual(ranks[1])).statistic
+    assert partial_spearman(a, b, length) == pytest.approx(wanted)
+    assert abs(wanted) < 0.2 < stats.spearmanr(a, b).statistic  # they have nothing but length in common
+    assert partial_spearman(a, length, length) is None
+
+
+def test_errors_by_range_by_hand() -> None:
+    # Below 0.4: errors 0.2 and 0.1; both ends belong to the middle, whose errors are 0 and 0.4; nothing is above.
+    low, middle, high = error_by_range(
+        [30, 40, 40, 50, 77],
+        [10, 30, 40, 90, np.nan],
+        list("pqrst"),
+        [50] * 5,
+        num_resamples=20,
+        seed=0,
+    )
+    assert [one["range"] for one in (low, middle, high)] == ["below 0.4", "0.4 to 0.9", "above 0.9"]
+    assert [one["n"] for one in (low, middle, high)] == [2, 2, 0]
+    assert low["mae"]["value"] == pytest.approx(0.15)
+    assert low["mse"]["value"] == pytest.approx((0.04 + 0.01) / 2)
+    assert low["length_only_mae"]["value"] == pytest.approx((0.4 + 0.2) / 2)
+    assert middle["mae"]["value"] == pytest.approx(0.2)
+    assert high["mae"]["value"] is None
+
+
+def test_scores_by_label_and_correlations() -> None:
+    bins = scores_by_label([10, 20, 30, 99], [5, 5, 100, np.nan])
+    assert [(b["label"], b["n"], b["p50"]) for b in bins] == [(5, 2, 15), (100, 1, 30)]
+    told = correlations(["x", "still"], [[1, 5], [2, 5], [3, 5]], [9, 8, 7])
+    assert told["names"] == ["x", "still", "length"]
+    assert told["spearman"][0] == pytest.approx([1, None, -1])
+    assert told["spearman"][1] == [None, None, None]
