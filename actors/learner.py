@@ -91,8 +91,8 @@ def learn_rewards(
     seed: int,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The same for a reward network: returns `fitting.training.FitResult` as a dict; `out_dir` has its schema, and what it gives
-    to held-out inputs (`fitting.results.finish`). The backbone is a name that every node resolves.
+    """The same for a reward network: returns `fitting.training.FitResult` as a dict, without its paths; `out_dir` has its
+    schema, and what it gives to held-out inputs (`fitting.results.finish`). The backbone is a name that every node resolves.
     """
     from rhumbline.fitting.task import save
 
@@ -359,13 +359,13 @@ def _rewards(
     from rhumbline.fitting.recipe import RewardRecipe
     from rhumbline.fitting.results import finish
     from rhumbline.fitting.task import load
-    from rhumbline.fitting.training import fit
+    from rhumbline.fitting.training import fit, told
 
     task, recipe = load(data), RewardRecipe.model_validate(settings["recipe"])
     result = fit(task, recipe=recipe, **where)
     if where["rank"] == 0:
         finish(task, recipe, where["out_dir"])
-    return asdict(result)
+    return told(result)
 
 
 LOOPS: dict[str, Callable[[dict[str, Any], Path, config.Learner, dict[str, Any]], dict[str, Any]]] = {

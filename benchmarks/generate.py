@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from actors.generator import Generator
+from benchmarks.measure.options import Out, Pairs, Threads
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
 from benchmarks.measure.work import first_queries, smol
 from rhumbline import config
@@ -34,13 +34,13 @@ from rhumbline.records import Query
 
 
 def main(
-    pairs: Annotated[int, typer.Option(min=1, help="runs of each side")] = 5,
+    pairs: Pairs = 5,
     prompts: Annotated[int, typer.Option(min=1, help="queries that vLLM answers in a run")] = 32,
     rival_prompts: Annotated[int, typer.Option(min=1, help="of these, how many transformers answers in a run")] = 4,
     n: Annotated[int, typer.Option(min=1, help="samples per query")] = 2,
     max_tokens: Annotated[int, typer.Option(min=1, help="of a response")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="for both")] = 2,
-    out: Annotated[Path | None, typer.Option(help="CSV of every run; default build/benchmarks/generate.csv")] = None,
+    threads: Threads = 2,
+    out: Out = None,
 ) -> None:
     """Measure sampling."""
     with user_errors():
@@ -72,7 +72,8 @@ def main(
         print(f"{prompts} queries, {n} samples each, at most {max_tokens} tokens; {threads} threads")
         ours = Side("vllm", lambda pair: run(vllm, pair, prompts))
         rival = Side("transformers", lambda pair: run(transformers, pair, min(rival_prompts, prompts)))
-        print(compare("generate", "tokens/s", ours=ours, rival=rival, pairs=pairs, out=out), flush=True)
+        (ratio,) = compare("generate", "tokens/s", ours=ours, rivals=[rival], pairs=pairs, out=out)
+        print(ratio, flush=True)
 
 
 if __name__ == "__main__":

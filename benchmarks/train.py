@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
+from benchmarks.measure.options import Out, Pairs, Seed, Threads
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare
+from benchmarks.measure.trainer import seconds_of, unattended
 from benchmarks.measure.work import answers, first_queries, smol
 from rhumbline import config
 from rhumbline.cli import user_errors
@@ -41,15 +42,15 @@ WARM_UP_SAMPLES = 4
 
 
 def main(
-    pairs: Annotated[int, typer.Option(min=1, help="runs of each side")] = 5,
+    pairs: Pairs = 5,
     samples: Annotated[int, typer.Option(min=1, help="examples per run, each seen once")] = 32,
-    threads: Annotated[int, typer.Option(min=1, help="of torch, for both")] = 2,
+    threads: Threads = 2,
     rival_batch: Annotated[int, typer.Option(min=1, help="examples in a padded batch of the rival")] = 8,
     rival_dtype: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="of the rival's frozen weights; ours are bfloat16")
     ] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="of answers and order")] = 0,
-    out: Annotated[Path | None, typer.Option(help="CSV of every run; default build/benchmarks/train.csv")] = None,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """Measure training."""
     with user_errors():
@@ -80,16 +81,17 @@ def main(
         tokens, responses = sum(len(s.student) for s in encoded), sum(s.student.num_learned for s in encoded)
         print(f"{samples} examples, {tokens} tokens, {responses} of them learned; {threads} threads")
         name = f"Trainer padded {rival_dtype}"
-        print(
-            compare("train", "tokens/s", ours=Side("fit packed", ours), rival=Side(name, rival), pairs=pairs, out=out)
+        (ratio,) = compare(
+            "train", "tokens/s", ours=Side("fit packed", ours), rivals=[Side(name, rival)], pairs=pairs, out=out
         )
+        print(ratio)
 
 
 def padded(
     samples: list[Sample], folder: Path, learner: config.Learner, batch_size: int, dtype: str, seed: int
 ) -> Work:
     """One epoch by transformers' Trainer."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     assert learner.lora is not None
     if learner.batch_size % batch_size:
@@ -100,14 +102,6 @@ def padded(
     torch.manual_seed(seed)
     model: Any = lora.attach(load_policy(folder, getattr(torch, dtype)), learner.lora)  # peft's own layers, not fused
     pad = model.config.eos_token_id
-    clock = {"seconds": 0.0}
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            clock["seconds"] = -time.perf_counter()
-
-        def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-            clock["seconds"] += time.perf_counter()
 
     def collate(batch: list[dict[str, Sample]]) -> dict[str, torch.Tensor]:
         rows = [row["sample"].student for row in batch]
@@ -123,7 +117,7 @@ def padded(
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=scratch,
+            **unattended(scratch, seed),
             num_train_epochs=1,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=learner.batch_size // batch_size,
@@ -133,20 +127,11 @@ def padded(
             adam_beta2=learner.betas[1],
             max_grad_norm=learner.max_grad_norm,
             bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
         )
         rows: Any = [{"sample": sample} for sample in samples]
-        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Clock()])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return Work(sum(len(sample.student) for sample in samples), clock["seconds"])
+        seconds = seconds_of(Trainer(model, arguments, data_collator=collate, train_dataset=rows))
+    return Work(sum(len(sample.student) for sample in samples), seconds)
 
 
 if __name__ == "__main__":

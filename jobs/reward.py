@@ -80,20 +80,22 @@ def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command
     if dry_run:
         show_task(recipe, task, out)
         return
-    if finished(out, identity(recipe, task, recipe.seed)):
+    which = identity(recipe, task, recipe.seed)
+    if finished(out, which):
         print(f"reward model: {out}, finished before by this recipe on this data")
         return
     work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
+    steps = work / f"metrics-{which[:12]}.jsonl"  # another recipe with the same --out has a file of its own
     with ready(recipe, local) as train:
         folds = []
         for fold in range(recipe.folds):
             part = task.fold(fold)
-            trained, _ = train(part, work, f"{recipe.name}-fold{fold}")
+            trained, _ = train(part, work, f"{recipe.name}-fold{fold}", log_to(steps, fold))
             folds.append((part, predictions(trained)))
-        trained, result = train(task, work, recipe.name)
+        trained, result = train(task, work, recipe.name, log_to(steps))
     told = describe(recipe, task, predictions(trained), Schema.load(trained), result, command, folds)
     card.write(trained, told)
-    (work / "metrics.jsonl").replace(trained / "metrics.jsonl")
+    keep_steps(steps, trained / "metrics.jsonl")
     shutil.rmtree(out, ignore_errors=True)
     trained.rename(out)
     shutil.rmtree(work)
@@ -101,8 +103,9 @@ def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command
     print(f"reward model: {out}")
 
 
-# Task, folder to work in, name -> checkpoint, result.
-Train = Callable[["Task", Path, str], tuple[Path, dict[str, Any]]]
+Log = Callable[[dict[str, Any]], None]  # takes the figures of a step
+# Task, folder to work in, name, where the steps go -> checkpoint, result.
+Train = Callable[["Task", Path, str, Log], tuple[Path, dict[str, Any]]]
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def ready(recipe: RewardRecipe, local: bool) -> Iterator[Train]:
         yield partial(train_on_ray, recipe)
 
 
-def train_on_ray(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def train_on_ray(recipe: RewardRecipe, task: Task, work: Path, name: str, log: Log) -> tuple[Path, dict[str, Any]]:
     """By Ray Train. The data and the recipe are in the run's name: another one starts afresh."""
     from actors.learner import learn_rewards
     from rhumbline.fitting.training import identity
@@ -138,19 +141,17 @@ def train_on_ray(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tup
         name=run,
         storage=work,
         seed=recipe.seed,
-        on_step=log_to(work, name),
+        on_step=log,
     )
     return work / f"{run}-model", result
 
 
-def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str, log: Log) -> tuple[Path, dict[str, Any]]:
     """The same by this process alone."""
-    from dataclasses import asdict
-
     from rhumbline.durable import replace, to_json
     from rhumbline.errors import ConfigError
     from rhumbline.fitting.results import finish
-    from rhumbline.fitting.training import fit, identity
+    from rhumbline.fitting.training import fit, identity, told
     from rhumbline.learning.checkpoints import latest
 
     if recipe.learner.num_workers > 1:
@@ -158,7 +159,7 @@ def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple
     folder = work / f"{name}-{identity(recipe, task, recipe.seed)[:12]}-model"
     if not (folder / RESULT).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        log, said = log_to(work, name), [time.monotonic()]
+        said = [time.monotonic()]
 
         def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001
             log(figures)
@@ -176,21 +177,31 @@ def train_here(recipe: RewardRecipe, task: Task, work: Path, name: str) -> tuple
             report=report,
         )
         finish(task, recipe, folder)
-        replace(folder / RESULT, to_json(asdict(result)).encode())
+        shutil.rmtree(folder / "steps", ignore_errors=True)  # a kill until here goes on from the last one
+        replace(folder / RESULT, to_json(told(result)).encode())
     return folder, json.loads((folder / RESULT).read_text(encoding="utf-8"))
 
 
-def log_to(work: Path, name: str) -> Callable[[dict[str, Any]], None]:
-    """Every step goes to metrics.jsonl; those of a fold under its name."""
+def log_to(path: Path, fold: int | None = None) -> Log:
+    """Every step goes to `path`; those of a fold with its number."""
     from rhumbline.metrics import MetricsLog
 
-    log = MetricsLog(work / "metrics.jsonl")
+    log = MetricsLog(path)
 
     def step(figures: dict[str, Any]) -> None:
-        fold = name.rpartition("-fold")[2] if "-fold" in name else None
-        log.log(int(figures["learn/step"]), figures if fold is None else {**figures, "learn/fold": int(fold)})
+        log.log(int(figures["learn/step"]), figures if fold is None else {**figures, "learn/fold": fold})
 
     return step
+
+
+def keep_steps(path: Path, to: Path) -> None:
+    """The steps as they are published, each once: what a kill made be made again is in `path` twice. `path` stays until all is
+    done: a kill after this comes here again.
+    """
+    from rhumbline import durable
+
+    steps = {(line.get("learn/fold"), line["step"]): line for line in durable.read(path)}
+    durable.replace(to, "".join(durable.to_json(line) + "\n" for line in steps.values()).encode())
 
 
 def finished(out: Path, which: str) -> bool:

@@ -1,10 +1,11 @@
-"""One of ours against a named rival: alternating pairs of runs, a CSV of every run, and a ratio with its interval.
+"""One of ours against named rivals: alternating pairs of runs, a CSV of every run, and a ratio with its interval.
 
-    ratio = compare("train", "tokens/s", ours=Side("packed", run), rival=Side("padded", other), pairs=5, out=path)
+    (ratio,) = compare("train", "tokens/s", ours=Side("packed", run), rivals=[Side("padded", other)], pairs=5, out=path)
     print(ratio)                           # train ratio=1.93 low=1.88 high=1.97
 
 A pair is one run of each side, back to back; who begins changes from pair to pair, so that a machine that slows down or
-speeds up favours nobody. The pair's ratio is our rate divided by the rival's. What counts is the median over the pairs;
+speeds up favours nobody. With several rivals one run of ours is paired with one of each, and a ratio is called NAME_RIVAL.
+The pair's ratio is our rate divided by the rival's. What counts is the median over the pairs;
 low and high are the 95% percentile interval of the median by bootstrap over the pairs (`scipy.stats.bootstrap`, 9,999
 resamples, seeded). With five pairs that is the lowest and the highest ratio, with one it is not defined (nan).
 """
@@ -43,10 +44,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two that are compared."""
+    """One of those that are compared."""
 
     name: str
     run: Callable[[int], Work]  # is given the pair's number from 0; WARM_UP: a short run that does not count
+
+    @property
+    def slug(self) -> str:
+        return self.name.replace(" ", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +67,42 @@ class Ratio:
         return f"{self.name} ratio={self.median:.3f} low={self.low:.3f} high={self.high:.3f}"
 
 
-def compare(name: str, unit: str, *, ours: Side, rival: Side, pairs: int, out: Path | None = None) -> Ratio:
-    """Run the pairs. `out` None: RESULTS / NAME.csv. Every run is in the CSV as soon as it is over."""
+def compare(
+    name: str, unit: str, *, ours: Side, rivals: Sequence[Side], pairs: int, out: Path | None = None
+) -> list[Ratio]:
+    """Run the pairs; a ratio per rival. `out` None: RESULTS / NAME.csv. Every run is in the CSV as soon as it is over."""
     path = RESULTS / f"{name}.csv" if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{name}: {ours.name} against {rival.name}, {pairs} pairs; {machine()}")
-    for side in (ours, rival):
+    sides = [ours, *rivals]
+    print(f"{name}: {ours.name} against {' and '.join(rival.name for rival in rivals)}, {pairs} pairs; {machine()}")
+    for side in sides:
         side.run(WARM_UP)
-    rates: dict[str, list[float]] = {ours.name: [], rival.name: []}
+    rates: dict[str, list[float]] = {side.name: [] for side in sides}
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
         for pair in range(pairs):
-            for order, side in enumerate((ours, rival) if pair % 2 == 0 else (rival, ours)):
+            first = pair % len(sides)
+            for order, side in enumerate(sides[first:] + sides[:first]):
                 work = side.run(pair)
                 rates[side.name].append(work.rate)
                 rows.writerow(
                     [name, pair, side.name, order, work.amount, unit, f"{work.seconds:.4f}", f"{work.rate:.4f}"]
                 )
                 file.flush()
-            print(
-                f"pair {pair + 1}/{pairs}: {ours.name} {rates[ours.name][-1]:.1f}, {rival.name} "
-                f"{rates[rival.name][-1]:.1f} {unit}, ratio {rates[ours.name][-1] / rates[rival.name][-1]:.3f}",
-                flush=True,
-            )
-    for side in (ours, rival):
-        print(f"{name}/{side.name.replace(' ', '_')} {np.median(rates[side.name]):.1f} {unit}")
+            seen = ", ".join(f"{side.name} {rates[side.name][-1]:.1f}" for side in sides)
+            last = ", ".join(f"{rates[ours.name][-1] / rates[rival.name][-1]:.3f}" for rival in rivals)
+            print(f"pair {pair + 1}/{pairs}: {seen} {unit}, ratio {last}", flush=True)
+    for side in sides:
+        print(f"{name}/{side.slug} {np.median(rates[side.name]):.1f} {unit}")
     print(f"runs: {path}")
-    return summarise(name, [a / b for a, b in zip(rates[ours.name], rates[rival.name], strict=True)])
+    return [
+        summarise(
+            name if len(rivals) == 1 else f"{name}_{rival.slug}",
+            [a / b for a, b in zip(rates[ours.name], rates[rival.name], strict=True)],
+        )
+        for rival in rivals
+    ]
 
 
 def summarise(name: str, ratios: Sequence[float]) -> Ratio:

@@ -3,10 +3,12 @@
 plan = smol()
 queries = first_queries(plan, 32)                      # as iteration t=1 asks them, one per prompt
 texts = answers(plan, tokenizer, num=32, seed=0)       # 20 to 90 tokens each
+texts = stretches(plan, tokenizer, [8, 300], seed=0)   # of these many tokens
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +35,21 @@ def first_queries(plan: Plan, num: int) -> list[Query]:
 
 
 def answers(plan: Plan, tokenizer: Any, num: int, seed: int) -> list[str]:
-    """Distinct stretches of real text, of uniform length, cut from the embedded prompts laid end to end."""
+    """`stretches` of uniform length."""
+    lengths = np.random.default_rng(seed).integers(SHORTEST, LONGEST + 1, size=num)
+    return stretches(plan, tokenizer, lengths.tolist(), seed)
+
+
+def stretches(plan: Plan, tokenizer: Any, lengths: Sequence[int], seed: int) -> list[str]:
+    """Distinct stretches of real text of these many tokens, cut from the embedded prompts laid end to end."""
     prompts = [prompt.messages[-1].content for prompt in plan.splits.train]
     rng = np.random.default_rng(seed)
     ids = tokenizer(" ".join(prompts[i] for i in rng.permutation(len(prompts))), add_special_tokens=False)["input_ids"]
     texts: dict[str, None] = {}
-    while len(texts) < num:
-        length = int(rng.integers(SHORTEST, LONGEST + 1))
-        start = int(rng.integers(0, len(ids) - length))
-        texts[str(tokenizer.decode(ids[start : start + length], skip_special_tokens=True)).strip()] = None
+    for length in lengths:
+        text = ""
+        while not text or text in texts:
+            start = int(rng.integers(0, len(ids) - length))
+            text = str(tokenizer.decode(ids[start : start + length], skip_special_tokens=True)).strip()
+        texts[text] = None
     return list(texts)

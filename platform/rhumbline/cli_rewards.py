@@ -21,18 +21,26 @@ if TYPE_CHECKING:
 
 rewards_app = typer.Typer(help="Reward models: score, card, debias.", no_args_is_help=True, rich_markup_mode=None)
 
+CHARACTERS = "none"  # the length of an answer, as cards of jobs/reward.py and length maps have it
+RESAMPLES = 1000
+
 DataFile = Annotated[str, typer.Option("--data", help="JSONL(.gz), Parquet or a hub name.")]
 Split = Annotated[str | None, typer.Option(help="A split of the file or of the hub data set.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read at most so many answers or pairs.")]
 Model = Annotated[str, typer.Argument(help="A folder of jobs/reward.py, 'embedded', or a recipe that ends in .yaml.")]
 Tokenizer = Annotated[
-    str, typer.Option(help="What answers are measured by: a folder or hub name; 'none' for characters.")
+    str, typer.Option(help="What answers are measured by: 'embedded', a folder or hub name; 'none' for characters.")
 ]
 Winner = Annotated[str | None, typer.Option(help="The column of a comparison's winner: a, b or tie.")]
 Where = Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: other comparisons are left out.")]
 Output = Annotated[
+    str | None, typer.Option(help="Of a preference or an absolute network: logit (the default) or probability.")
+]
+CardOutput = Annotated[
     str | None,
-    typer.Option(help="Of a preference or an absolute network: logit or probability, on which labels of ratings are."),
+    typer.Option(
+        help="Of a preference or an absolute network: logit or probability. Against ratings an absolute one gives probabilities."
+    ),
 ]
 Profile = Annotated[str | None, typer.Option(help="Of a conditional model: who judges.")]
 LengthRemoved = Annotated[
@@ -77,43 +85,68 @@ def rewards_card(
     label: Annotated[list[str] | None, typer.Option(help="HEAD=RATING, where a rating has another name.")] = None,
     winner: Winner = None,
     where: Where = None,
-    output: Output = None,
+    output: CardOutput = None,
     profile: Profile = None,
     second: Annotated[str | None, typer.Option(help="Another model, to see how far the two agree.")] = None,
     length_removed: LengthRemoved = None,
-    tokenizer: Tokenizer = "embedded",
-    resamples: Annotated[int, typer.Option(min=1, help="Of prompts, for intervals.")] = 1000,
-    seed: int = 0,
+    tokenizer: Tokenizer = CHARACTERS,
+    resamples: Annotated[int, typer.Option(min=1, help="Of prompts, for intervals.")] = RESAMPLES,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     trust_remote_code: Trust = False,
 ) -> None:
     """Accuracy or correlation, calibration and errors on rated or compared answers, each beside length alone."""
     from rhumbline.cards import card
-    from rhumbline.cards.examination import examine, examine_comparer
+    from rhumbline.cards.examination import examine, examine_comparer, holds_ratings
     from rhumbline.rewards.debias import LengthMaps
-    from rhumbline.rewards.opening import Options, open_comparer, open_model
+    from rhumbline.rewards.opening import Options, kind_of, open_comparer, open_model
 
     labels = _assignments("--label", label)
     asked = comparing(winner, where)
     maps = None if length_removed is None else LengthMaps.load(length_removed)
     unit, count = _measure(tokenizer)
-    shared: dict[str, Any] = {"count": count, "split": split, "limit": limit, "comparing": asked}
+    other = (
+        None if second is None else (_shown(second), open_model(second, Options(trust_remote_code=trust_remote_code)))
+    )
+    shared: dict[str, Any] = {"count": count, "split": split, "limit": limit, "comparing": asked, "second": other}
     shared |= {"num_resamples": resamples, "seed": seed}
     facts = {"Model": f"`{_shown(model)}`", "Length": f"in {unit}"}
     comparer = open_comparer(model, trust_remote_code=trust_remote_code)
     if comparer is not None:
-        if labels or any(one is not None for one in (second, maps, output, profile)):
+        if labels or any(one is not None for one in (maps, output, profile)):
             raise ConfigError(f"{model} is a comparer: a card of it takes no options of scorers of single answers")
+        if other is not None:
+            other[1].setup()
         told = examine_comparer(comparer, data, **shared)
     else:
-        options = Options(output=output, profile=profile, trust_remote_code=trust_remote_code)
-        scorer, other = open_model(model, options), None
+        recipe = model.endswith((".yaml", ".yml"))
+        absolute = maps is None and not recipe and kind_of(model) == "absolute"  # maps are of the output that made them
+        if output is None and absolute and not asked and holds_ratings(data, split):
+            output = "probability"  # what ratings were learned as: a logit has no errors
+        scorer = open_model(model, Options(output=output, profile=profile, trust_remote_code=trust_remote_code))
+        if maps is not None:
+            maps.check([head.name for head in scorer.heads], "--length-removed")
         scorer.setup()
-        if second is not None:
-            other = (_shown(second), open_model(second, Options(trust_remote_code=trust_remote_code)))
+        if other is not None:
             other[1].setup()
+        if output is not None:
+            facts["Output"] = output
         facts["Id"] = scorer.id + ("" if maps is None else f", without length {maps.id}")
-        told = examine(scorer, data, labels=labels, second=other, maps=maps, **shared)
-    command = f"rhumbline rewards card {_shown(model)} --data {Path(data).name}"
+        told = examine(scorer, data, labels=labels, maps=maps, **shared)
+    command = _command(
+        *("rhumbline", "rewards", "card", _shown(model), "--data", _shown(data)),
+        split=split,
+        limit=limit,
+        label=label,
+        winner=winner,
+        where=where,
+        output=output,
+        profile=profile,
+        second=None if second is None else _shown(second),
+        length_removed=None if length_removed is None else _shown(str(length_removed)),
+        tokenizer=None if tokenizer == CHARACTERS else _shown(tokenizer),
+        resamples=None if resamples == RESAMPLES else resamples,
+        seed=seed or None,
+    )
     page = {"name": _shown(model), "command": command, "facts": facts, "notes": "", **told}
     if out is not None:
         card.write(out, page)
@@ -175,18 +208,35 @@ def comparing(winner: str | None, where: list[str] | None) -> dict[str, Any]:
     """Options of `load_comparisons` that were given; values of --where are read as YAML, so that 3 and true are themselves."""
     import yaml
 
-    chosen = {column: yaml.safe_load(value) for column, value in _assignments("--where", where).items()}
+    chosen = {}
+    for column, value in _assignments("--where", where).items():
+        try:
+            chosen[column] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--where {column}={value}: the value is no YAML, expected a text, a number or true"
+            ) from None
     return ({} if winner is None else {"winner": winner}) | ({"where": chosen} if chosen else {})
 
 
 def _measure(tokenizer: str) -> tuple[str, Callable[[str], int]]:
     """What lengths are counted in, and how long a text is."""
-    if tokenizer == "none":
+    if tokenizer == CHARACTERS:
         return "characters", len
     from rhumbline.learning.policy import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     return f"tokens of `{_shown(tokenizer)}`", lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+
+
+def _command(*words: str, **options: Any) -> str:
+    """A command as one types it: options that are None are left out, those with several values come several times."""
+    import shlex
+
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += () if one is None else (f"--{name.replace('_', '-')}", str(one))
+    return shlex.join(words)
 
 
 def _without_length(model: RewardModel, maps: Path | None) -> RewardModel:

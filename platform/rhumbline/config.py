@@ -44,6 +44,7 @@ class RegressionSource(Section):
     kind: Literal["regression"] = "regression"
     path: str = "embedded"  # a folder with heads.safetensors and schema.json; 'embedded' is the shipped one
     backbone: str | None = None  # where the backbone lies on this machine; None = as the schema says
+    length_removed: str | None = None  # length maps of its heads to take off, by `rhumbline rewards debias`
     trust_remote_code: bool = False  # of the backbone
 
 
@@ -61,6 +62,7 @@ class NetworkSource(Section):
     path: str  # a folder with schema.json and the network's weights
     output: Literal["logit", "probability"] | None = None  # None: the logit; regression has neither, it is on 0-100
     profile: dict[str, str] | str | None = None  # who judges, of a conditional model: it is written into the prompt
+    length_removed: str | None = None  # length maps to take off, made with the same `output`
     load_in_8bit: bool = False  # by bitsandbytes, on a GPU
     trust_remote_code: bool = False
 
@@ -72,6 +74,7 @@ class ComparerSource(Section):
     path: str
     reference: str | None = None  # JSONL of `id` (a prompt's) and `reference`; None: the prompts' own references
     profile: dict[str, str] | str | None = None
+    length_removed: str | None = None
     load_in_8bit: bool = False
     trust_remote_code: bool = False
 

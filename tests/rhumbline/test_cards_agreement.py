@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rhumbline.cards.agreement import agree, cohens_kappa, pairs_within, verdicts
+from rhumbline.cards.sections import agreements
 
 
 def test_kappa_by_hand() -> None:
@@ -29,3 +30,18 @@ def test_verdicts_and_pairs_of_one_prompt() -> None:
     assert verdicts([1.2, 0.0, -3.0]).tolist() == [0, 2, 1]
     assert pairs_within(["p", "q", "p", "p"]).tolist() == [[0, 2], [0, 3], [2, 3]]
     assert pairs_within(["p", "q"]).shape == (0, 2)
+
+
+def test_each_data_set_has_its_own_line_and_length_is_beside_it() -> None:
+    """The thesis's table 13: a scorer may agree on one source and not on another."""
+    margins, theirs = [1.0, 2.0, -1.0, 1.0], [3.0, -1.0, -2.0, -5.0]
+    lengths = [[9, 1], [1, 9], [1, 9], [1, 9]]  # the longer one: a, b, b, b, as the second scorer says
+    sources = ["one", "two", "one", "two"]
+    told = agreements({"own": margins}, {"other": theirs}, lengths, list("pqrs"), sources, num_resamples=9, seed=0)
+    assert [(one["source"], one["n"]) for one in told] == [("all", 4), ("one", 2), ("two", 2)]
+    assert [one["percent"]["value"] for one in told] == [50, 100, 0]
+    assert [one["length_percent"]["value"] for one in told] == [100] * 3
+    assert told[0]["length_kappa"]["value"] == 1
+    assert told[0]["kappa"]["value"] == pytest.approx((0.5 - 0.375) / 0.625)  # chance: 3/4 * 1/4 + 1/4 * 3/4
+    (one,) = agreements({"own": margins}, {"other": theirs}, lengths, list("pqrs"), num_resamples=9, seed=0)
+    assert one["source"] == "all"

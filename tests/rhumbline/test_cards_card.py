@@ -7,10 +7,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rhumbline.cards import sections
 from rhumbline.cards.card import markdown, write
 from rhumbline.cards.correlation import measure
+from rhumbline.errors import StoreError
 from rhumbline.rewards.debias import fit
 
 DRAWS = {"num_resamples": 20, "seed": 0}
@@ -92,6 +94,7 @@ def full_card() -> dict[str, object]:
         **compared,
         **cost,
         "reliability": reliability,
+        "cross_validation": {"classes": compared["classes"]},
         "agreement": sections.agreements(first, {"other length": margins[:, 1]}, sides, prompts, **DRAWS),
     }
 
@@ -105,6 +108,7 @@ def test_every_section_has_its_table_and_its_figures(tmp_path: Path) -> None:
         "Error by range of the label",
         "Pairs",
         "Pairs with ties",
+        "Cross-validation",
         "Calibration",
         "Length taken off",
         "Agreement with a second scorer",
@@ -115,6 +119,7 @@ def test_every_section_has_its_table_and_its_figures(tmp_path: Path) -> None:
     assert "- Data: two, licence not known; test 30." in page
     assert "| quality: one |" in page
     assert "1.0986" in page
+    assert "Of the differences between the two answers of a pair." in page
     assert "nan" not in page
     assert aligned(page)
     assert page == markdown(json.loads((tmp_path / "card.json").read_text()))
@@ -159,3 +164,25 @@ def test_the_cost_of_removing_length_is_that_of_the_pairs() -> None:
     assert told["change"]["value"] == told["after"]["value"] - 1 < 0
     assert told["with_length"]["before"] == 1
     assert abs(told["calibration"]["after"]) < 0.05
+
+
+def test_a_logit_is_measured_by_its_order_alone() -> None:
+    """Its points are no points of the ratings: an error against them would say nothing."""
+    labels, lengths, prompts = np.arange(20.0)[:, None] * 5, np.arange(20) % 7 + 1, np.arange(20)
+    scores = np.column_stack([labels / 2 + 30, labels / 2 + 30])
+    both = np.column_stack([labels, labels])
+    told = sections.rated(("logit", "score"), scores, both, lengths, prompts, ["x"] * 20, ranked=["logit"], **DRAWS)
+    assert told["ratings"]["logit"]["all"]["spearman"]["value"] == 1
+    assert told["ratings"]["logit"]["all"]["mae"] is None
+    assert told["ratings"]["score"]["all"]["mae"]["value"] > 0
+    for section in ("ranges", "reliability", "by_label"):
+        assert list(told[section]) == ["score"]
+    page = markdown({"name": "x", "command": "x", "facts": {}, "data": {}, "notes": "", **told})
+    assert "only its order can be compared" in page
+    assert aligned(page)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StoreError, match="taken cannot be written"):
+        write(tmp_path / "taken", ridge_card())

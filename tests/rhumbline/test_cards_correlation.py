@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rhumbline.cards.correlation import correlations, error_by_range, measure, partial_spearman, scores_by_label
+from rhumbline.cards.correlation import (
+    correlations,
+    error_by_range,
+    measure,
+    pair_correlations,
+    partial_spearman,
+    scores_by_label,
+)
 
 LEVEL = [50.0, 50.0, 50.0]
 
@@ -89,3 +96,30 @@ def test_scores_by_label_and_correlations() -> None:
     assert told["names"] == ["x", "still", "length"]
     assert told["spearman"][0] == pytest.approx([1, None, -1])
     assert told["spearman"][1] == [None, None, None]
+
+
+def test_ranges_are_shares_of_the_labels_own_scale() -> None:
+    """HelpSteer's 0 to 4 become 10 to 90: its best rating is above 0.9 of its scale, though not above 90 points."""
+    draws = {"num_resamples": 5, "seed": 0}
+    low, middle, high = error_by_range(
+        [10, 30, 50, 70, 74], [10, 30, 50, 70, 90], list("pqrst"), [50] * 5, ends=(10, 90), **draws
+    )
+    assert [one["n"] for one in (low, middle, high)] == [2, 2, 1]
+    assert high["mae"]["value"] == pytest.approx(0.2)  # 16 of 80 points
+    assert high["mse"]["value"] == pytest.approx(0.04)
+    assert high["length_only_mae"]["value"] == pytest.approx(0.5)
+    # 0.3 + 0.6 is a little below 0.9, 3 * 0.3 at it, and both are the end of the middle.
+    _, middle, _ = error_by_range([0, 0], [100 * (0.3 + 0.6), 100 * 0.9000000000000001], ["p", "q"], [0, 0], **draws)
+    assert middle["n"] == 2
+
+
+def test_correlations_within_pairs_do_not_depend_on_the_side() -> None:
+    margins, longer = np.array([[3.0, 1], [-1, 2], [2, -4]]), np.array([5.0, -2, 1])
+    told = pair_correlations(["x", "y"], margins, longer)
+    assert told["of"] == "pairs"
+    assert told["names"] == ["x", "y", "length"]
+    turned = np.array([1.0, -1, 1])
+    other = pair_correlations(["x", "y"], margins * turned[:, None], longer * turned)
+    np.testing.assert_allclose(told["spearman"], other["spearman"])
+    # Both ways round: 3 -1 2 -3 1 -2 has the ranks 6 3 5 1 4 2, and 5 -2 1 -5 2 -1 has 6 2 4 1 5 3: 1 - 6 * 4 / 210.
+    assert told["spearman"][0][2] == pytest.approx(1 - 24 / 210)

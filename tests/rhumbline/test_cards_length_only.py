@@ -7,6 +7,7 @@ import pytest
 
 from rhumbline.cards.accuracy import log_loss
 from rhumbline.cards.length_only import LengthClasses, LengthOnly, class_prior, held_out_classes, held_out_line
+from rhumbline.rewards.objectives import spearman
 
 
 def test_length_only_is_a_line_on_log_length() -> None:
@@ -65,9 +66,29 @@ def test_an_unseen_class_is_possible() -> None:
 
 def test_held_out_means_other_prompts() -> None:
     labels, lengths, prompts = [10.0, 10.0, 90.0, 90.0], [3, 3, 5, 5], ["p", "p", "q", "q"]
-    assert held_out_line(labels, lengths, prompts).tolist() == [90, 90, 10, 10]
+    assert held_out_line(labels, lengths, prompts).tolist() == [50] * 4  # neither fold alone shows a slope
+    # Prompts q and r rise by 20 from a length of 1 to one of 3, p does not; the mean of all is 40.
+    three = held_out_line([40, 40, 30, 50, 30, 50], [1, 3, 1, 3, 1, 3], list("ppqqrr"))
+    assert three[:2] == pytest.approx([30, 50])
     assert np.isnan(held_out_line(labels, lengths, ["p"] * 4)).all()
     winners, sides = judged(100)
     guess = held_out_classes(winners, sides, np.arange(100) // 2)
     assert guess.shape == (100, 3)
     assert log_loss(guess, winners) < np.log(3)
+
+
+def test_a_baseline_that_knows_nothing_ranks_nothing() -> None:
+    """The other prompts' mean is low where a prompt's own labels are high: ranked by it, a useless baseline looks harmful."""
+    found = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        prompts = np.repeat(np.arange(10), 6)
+        labels = 50 + 15 * rng.normal(size=10)[prompts] + 5 * rng.normal(size=60)
+        base = held_out_line(labels, np.exp(rng.normal(4, 1, size=60)), prompts)
+        found.append(spearman(base, labels))
+    assert abs(np.mean(found)) < 0.1
+
+
+def test_of_no_label_nothing_is_predicted() -> None:
+    assert np.isnan(LengthOnly.fit([np.nan, np.nan], [1, 2])([3])).all()
+    assert np.isnan(held_out_line([np.nan] * 4, [1, 2, 3, 4], list("ppqq"))).all()

@@ -40,3 +40,11 @@ def test_a_basic_interval_takes_off_what_noise_adds() -> None:
 def test_of_nothing_nothing_is_defined() -> None:
     draws = Resamples([], 10, seed=0)
     assert (draws.num_prompts, draws.mean([])["value"]) == (0, None)
+
+
+def test_one_prompt_gives_no_interval() -> None:
+    """Every draw of a single prompt is that prompt: an interval without width would look like certainty."""
+    draws = Resamples(["p"] * 5, 50, seed=0)
+    wanted = {"value": 0.6, "low": None, "high": None}
+    assert draws.mean([1, 0, 1, 1, 0]) == wanted
+    assert draws.interval(lambda i: 0.6 * len(i) / 5) == wanted

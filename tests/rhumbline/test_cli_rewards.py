@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from rhumbline.cli import app, main
-from tests.rhumbline.rewards_fakes import tiny_backbone
+from rhumbline.rewards.comparer import Comparer
+from rhumbline.rewards.features import Pair
+from rhumbline.rewards.network import Network, NetworkSpec
+from rhumbline.rewards.objectives import Head, linear_map
+from rhumbline.rewards.trained import Schema, absolute_maps, comparer_maps, preference_maps, publish
+from tests.rhumbline.network_fakes import started
+from tests.rhumbline.rewards_fakes import PAIRS, tiny_backbone
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +66,11 @@ def test_score_writes_and_goes_on(here: Path) -> None:
 
 def test_a_card_on_pairs_with_a_second_scorer(here: Path) -> None:
     page = run(
-        *("rewards", "card", "rules.yaml", "--data", "pairs.jsonl", "--out", "card", "--tokenizer", "none"),
+        *("rewards", "card", "rules.yaml", "--data", "pairs.jsonl", "--out", "card"),
         *("--split", "test", "--second", "rules.yaml", "--resamples", "20"),
     )
-    assert "`rhumbline rewards card rules.yaml --data pairs.jsonl`" in page
+    made_by = "rhumbline rewards card rules.yaml --data pairs.jsonl --split test --second rules.yaml --resamples 20"
+    assert f"`{made_by}`" in page  # what one has to type for the same figures
     card = json.loads((here / "card/card.json").read_text())
     assert set(card["pairs"]) == {"long", "loops", "verbosity", "order"}
     long = card["pairs"]["long"]["all"]
@@ -71,6 +79,9 @@ def test_a_card_on_pairs_with_a_second_scorer(here: Path) -> None:
     assert long["gain"]["value"] == 0  # it is length
     same = next(one for one in card["agreement"] if (one["first"], one["second"]) == ("long", "rules.yaml long"))
     assert (same["percent"]["value"], same["kappa"]["value"]) == (100, 1)
+    assert (same["length_percent"]["value"], same["length_kappa"]["value"]) == (100, 1)
+    assert card["correlations"]["of"] == "pairs"
+    assert card["pairs"]["long"]["all"]["score_with_length"]["value"] == pytest.approx(1)
     assert (here / "card/figures/accuracy.png").exists()
     assert str(here) not in (here / "card/card.md").read_text()
 
@@ -86,6 +97,61 @@ def test_a_card_on_ratings_needs_to_know_which_is_which(here: Path, capsys: pyte
     assert "expected NAME=VALUE" in fails(capsys, *command, "--label", "long")
 
 
+def network(folder: Path, policy: Path, kind: str) -> None:
+    """A published network of random weights with the head `size`."""
+    spec = NetworkSpec(kind_of_input="pair", outputs=("size",), max_tokens=512, max_response_tokens=400)
+    if kind == "comparer":
+        spec = NetworkSpec(kind_of_input="triple", outputs=("a", "b", "tie"), max_tokens=512)
+    started(policy, spec).save(folder)
+    loaded = Network.load(folder)
+
+    def outputs(pairs: Sequence[Pair]) -> np.ndarray:
+        if kind == "comparer":
+            return Comparer(loaded).known(pairs)
+        return loaded.raw([loaded.reader.pair(prompt, text) for prompt, text in pairs])
+
+    schema = Schema(
+        kind=kind,
+        heads=(Head(name="size", source="test", **linear_map(0, 100, 0, 100)),),
+        base="tiny",
+        fingerprint=loaded.fingerprint,
+        maps={
+            "preference": lambda: preference_maps(outputs(PAIRS)),
+            "absolute": lambda: absolute_maps(outputs(PAIRS)),
+            "comparer": comparer_maps,
+        }[kind](),
+    )
+    publish(folder, schema, lambda pairs: schema.scores(outputs(pairs)))
+
+
+def test_ratings_are_compared_with_probabilities_and_with_the_order_of_logits(here: Path, policy: Path) -> None:
+    """As the card of their training does: the logit of an absolute network is not on the scale of its labels."""
+    for kind in ("absolute", "preference"):
+        network(here / kind, policy, kind)
+        run("rewards", "card", kind, "--data", "rated.jsonl", "--out", f"card-{kind}", "--resamples", "10")
+    absolute, preference = (
+        json.loads((here / f"card-{kind}/card.json").read_text()) for kind in ("absolute", "preference")
+    )
+    assert absolute["facts"]["Output"] == "probability"
+    assert "--output probability" in absolute["command"]
+    assert set(absolute["ranges"]) == {"size"}
+    assert preference["ratings"]["size"]["all"]["spearman"]["value"] is not None
+    assert preference["ratings"]["size"]["all"]["mae"] is None
+    assert preference["ranges"] == preference["reliability"] == {}
+
+
+def test_a_card_of_a_comparer_with_a_second_scorer(here: Path, policy: Path) -> None:
+    network(here / "arena", policy, "comparer")
+    page = run(
+        *("rewards", "card", "arena", "--data", "pairs.jsonl", "--out", "card", "--second", "rules.yaml"),
+        *("--resamples", "10"),
+    )
+    assert "## Agreement with a second scorer" in page
+    card = json.loads((here / "card/card.json").read_text())
+    assert {(one["first"], one["second"]) for one in card["agreement"]} >= {("comparer", "rules.yaml long")}
+    assert card["classes"]["all"]["n"] == 40
+
+
 def test_debias_makes_maps_that_cards_and_scores_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = run("rewards", "debias", "rules.yaml", "--data", "rated.jsonl", "--head", "long", "--out", "length.json")
     assert "80 answers" in said
@@ -99,6 +165,15 @@ def test_debias_makes_maps_that_cards_and_scores_take(here: Path, capsys: pytest
     run("rewards", "score", "pairs.jsonl", "--model", "rules.yaml", "--out", "s.jsonl", *maps)
     scores = [json.loads(line)["verbosity"] for line in (here / "s.jsonl").read_text().splitlines()]
     assert np.std(scores) < 5  # what is left of a head that is length
+    other = json.loads((here / "length.json").read_text())
+    other["heads"]["lomg"] = other["heads"].pop("long")
+    (here / "other.json").write_text(json.dumps(other))
+    assert (
+        "Did you mean 'long'"
+        in fails(  # maps of another model would take nothing off, and the card would not say so
+            capsys, "rewards", "card", "rules.yaml", "--data", "pairs.jsonl", "--length-removed", "other.json"
+        )
+    )
     assert "no such head" in fails(
         capsys, "rewards", "debias", "rules.yaml", "--data", "rated.jsonl", "--head", "x", "--out", "l.json"
     )
@@ -128,6 +203,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "no row left",
         ),
         (("card", "rules.yaml", "--data", "pairs.jsonl", "--length-removed", "gone.json"), "no length maps"),
+        (("card", "rules.yaml", "--data", "pairs.jsonl", "--where", "split=["), "the value is no YAML"),
         (
             ("score", "pairs.jsonl", "--model", "embedded", "--reference", "r", "--out", "s.csv"),
             "which has no such option",

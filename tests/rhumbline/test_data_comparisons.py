@@ -212,8 +212,16 @@ def test_a_message_tree_with_ranks(tmp_path: Path) -> None:
         ("best", "middle", "a", 1),
         ("worst", "middle", "b", 1),
     ]
+    # `unranked` has no rank; `alone` is the one answer to its prompt.
+    assert found.skipped == {"no rank": 1, "one answer": 1}
     with pytest.raises(DataError, match=r"read by its ranks, .* leave out strength"):
         load_comparisons(tmp_path / "t.jsonl", strength="rank")
+
+
+def test_equal_ranks_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "response": name, "rank": rank} for name, rank in (("a", 0), ("b", 1), ("c", 1))]
+    found = load_comparisons(written(tmp_path / "p.jsonl", rows))
+    assert ([(r.a, r.b) for r in found.rows], found.skipped) == ([("a", "b"), ("a", "c")], {"equal ranks": 1})
 
 
 def test_answers_to_one_question_in_two_trees_do_not_meet(tmp_path: Path) -> None:

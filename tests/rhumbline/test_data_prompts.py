@@ -78,6 +78,19 @@ def test_a_row_without_a_prompt_is_named(tmp_path, row, message):
         load_prompts(path)
 
 
+@pytest.mark.parametrize(
+    "answers", [{"chosen": "So.", "rejected": "No."}, {"response_a": "So.", "response_b": "No.", "winner": "a"}]
+)
+def test_prompts_of_compared_answers_that_nobody_asked_are_left_out(tmp_path, caplog, answers):
+    unasked = {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nAssistant: Again", **answers}
+    path = written(tmp_path / "a.jsonl", [{"prompt": "Why?", **answers}, unasked, {"prompt": "How?", **answers}])
+    with caplog.at_level(logging.INFO):
+        assert [p.messages[-1].content for p in load_prompts(path)] == ["Why?", "How?"]
+    assert "2 prompts, 1 rows left out whose prompt does not end with the user's turn" in caplog.text
+    with pytest.raises(DataError, match="none of its 1 rows has a prompt that ends with the user's turn"):
+        load_prompts(written(tmp_path / "b.jsonl", [unasked]))
+
+
 def test_the_embedded_prompts_make_a_run():
     prompts = load_prompts("embedded")
     splits = split_by_hash(prompts, evaluation=64, seed=0)

@@ -109,15 +109,6 @@ def test_folds_do_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_faults_in_the_data_are_named_by_key(tmp_path: Path) -> None:
-    decided = [row for row in ROWS if row["winner"] != "tie"]
-    with pytest.raises(DataError, match=r"no training row ends in 'tie'.*\(a 2, b 2\): set loss\.ties=false"):
-        gather_comparisons(recipe_of(tmp_path, decided))
-    always_a = [battle("a", "a"), battle("b", "tie"), battle("c", "b", "test")]
-    assert len(gather_comparisons(recipe_of(tmp_path, always_a)).rows) == 3  # swapped in training, a is b as well
-    with pytest.raises(
-        DataError, match=r"no training row ends in 'b'.*: loss\.swap=none keeps the answers in their order"
-    ):
-        gather_comparisons(recipe_of(tmp_path, always_a, loss={"swap": "none"}))
     with pytest.raises(DataError, match=r"comparisons\.mine: no training row is left; left out: tie 1"):
         gather_comparisons(recipe_of(tmp_path, [battle("a", "tie"), battle("d", split="test")], "preference"))
     with pytest.raises(DataError, match=r"comparisons\.mine: .*no column 'winer' \(winner\)\. Did you mean 'winner'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,12 @@ def test_labels_are_standardised_on_what_is_trained_on() -> None:
     assert float(learned.loss(perfect, units, [0] * 16, learned.mass(units))) == pytest.approx(0.0)
 
 
+def test_labels_that_are_all_alike_are_not_divided_by_rounding() -> None:
+    task = task_of("regression")
+    alike = np.full_like(task.targets["labels"], 100 / 3)
+    assert standard(replace(task, targets={"labels": alike}))[1].tolist() == [1.0, 1.0]
+
+
 def test_all_pairs_of_a_prompt_from_its_answers_read_once() -> None:
     task = task_of("preference")
     learned = Preference(task, recipe_of("preference", NOWHERE))
@@ -91,7 +98,7 @@ def test_a_comparer_sees_each_order_in_turn_and_the_class_follows() -> None:
 
 
 def test_figures_of_nothing_are_not_defined() -> None:
-    for kind in ("preference", "comparer"):
+    for kind in ("absolute", "preference", "comparer"):
         task = task_of(kind)
         outputs_NH = np.zeros((len(task.inputs), 3))
         figures = KINDS[kind](task, recipe_of(kind, NOWHERE)).figures(outputs_NH, [])

@@ -84,6 +84,26 @@ def test_faults_name_their_key(kind: str, sections: dict[str, Any], says: str) -
     assert says in str(raised.value)
 
 
+def test_one_label_keeps_its_orientation_and_a_weighting_turns_it_round() -> None:
+    ratings = {"mine": {**RATINGS["mine"], "heads": {"good": {}, "toxicity": {"higher_is_better": False}}}}
+    for absolute, wanted in (
+        ({"label": "toxicity"}, False),
+        ({"label": "good"}, True),
+        ({"weights": {"good": 0.5, "toxicity": -0.5}}, True),
+    ):
+        (head,) = recipe_of("absolute", ratings=ratings, absolute=absolute).heads()
+        assert head.higher_is_better is wanted
+
+
+def test_the_forms_are_those_of_the_losses() -> None:
+    from typing import get_args
+
+    from rhumbline.fitting.recipe import Absolute
+    from rhumbline.losses import ABSOLUTE_FORMS
+
+    assert set(get_args(Absolute.model_fields["form"].annotation)) == set(ABSOLUTE_FORMS)
+
+
 def test_an_override_reaches_the_loss(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("kind: preference\ncomparisons: {mine: {path: a.jsonl, licence: CC0}}\n")

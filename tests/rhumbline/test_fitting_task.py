@@ -11,7 +11,7 @@ import pytest
 
 from rhumbline.errors import DataError
 from rhumbline.fitting.recipe import RewardRecipe
-from rhumbline.fitting.task import build, load, save
+from rhumbline.fitting.task import Split, build, load, save
 from tests.rhumbline.reward_tasks import task_of
 
 
@@ -110,6 +110,7 @@ def test_two_data_sets_of_one_file_share_their_answers(tmp_path: Path) -> None:
     assert len(task.members) == 30
     heads = task.targets["head"]
     assert ((heads == 0).sum(), (heads == 1).sum()) == (20, 30)  # a tie orders nothing
+    assert task.targets["source"].tolist() == heads.tolist()  # a unit has pairs of both data sets
     assert task.counts["one"]["tie"] == 10
 
 
@@ -149,6 +150,41 @@ def test_uneven_labels_are_drawn_as_the_recipe_says(tmp_path: Path) -> None:
     assert {float(task.targets["weights"][u]) for u in train if not low(u)} == {1.0}
 
 
+def test_paraphrases_are_trained_on_and_nothing_else_changes(tmp_path: Path) -> None:
+    plain = build(recipe_of(tmp_path, rated(60), "absolute", absolute={"label": "good"}))
+    file = tmp_path / "words.jsonl"
+    made = [
+        {"response": f"answer {i}", "paraphrase": f"reply {i} {n}", "similarity": 0.9}
+        for i in range(60)
+        for n in range(3)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    wanted = {"label": "good", "paraphrase": {"path": str(file), "per_answer": 2}}
+    task = build(recipe_of(tmp_path, rated(60), "absolute", absolute=wanted))
+    labels = {task.inputs[task.members[u][0]].answer: task.targets["labels"][u] for u in range(len(task.members))}
+    low = [u for u in plain.within("train") if plain.targets["labels"][u] <= 0.4]
+    new = [u for u in task.within("train") if task.inputs[task.members[u][0]].answer.startswith("reply")]
+    assert len(new) == 2 * len(low) == task.counts["mine"]["paraphrases"]
+    for u in new:
+        said = task.inputs[task.members[u][0]]
+        original = f"answer {said.answer.split()[1]}"
+        assert labels[said.answer] == pytest.approx(max(0, labels[original] - 0.1))
+        (own,) = (v for v in range(len(task.members)) if task.inputs[task.members[v][0]].answer == original)
+        assert (said.prompt, task.groups[u], task.sources[u], task.splits[own]) == (
+            task.inputs[task.members[own][0]].prompt,
+            task.groups[own],
+            "mine",
+            "train",
+        )
+    held: tuple[Split, ...] = ("validation", "test")
+    for split in held:
+        read, before = task.read_by(task.within(split)), plain.read_by(plain.within(split))
+        assert [task.inputs[i] for i in read] == [plain.inputs[i] for i in before]
+    assert build(recipe_of(tmp_path, rated(60), "absolute", absolute=wanted)).inputs == task.inputs
+    other = build(recipe_of(tmp_path, rated(60), "absolute", absolute=wanted, seed=1))
+    assert other.inputs != task.inputs  # others of the three are drawn
+
+
 def test_a_weighting_needs_all_of_its_ratings(tmp_path: Path) -> None:
     task = build(recipe_of(tmp_path, rated(60), "absolute", absolute={"weights": {"good": 0.5, "kind": 0.5}}))
     assert len(task.members) == 40  # every third answer lacks one
@@ -177,3 +213,59 @@ def test_what_cannot_be_trained_on_is_said(tmp_path: Path) -> None:
     only[-1]["ratings"]["kind"] = 0.1
     with pytest.raises(DataError, match="kind"):
         build(recipe_of(tmp_path, only, "regression"))
+
+
+def test_every_class_is_in_what_is_trained_on(tmp_path: Path) -> None:
+    decided = [row for row in judged(30) if row["winner"] != "tie"]
+    with pytest.raises(DataError, match=r"no training row ends in a tie.*\(a \d+, b \d+\): set loss\.ties=false"):
+        build(recipe_of(tmp_path, decided, "comparer"))
+    assert build(recipe_of(tmp_path, decided, "comparer", loss={"ties": False})).within("train")
+    always_a = [{**row, "winner": "a" if row["winner"] == "b" else row["winner"]} for row in judged(30)]
+    assert build(recipe_of(tmp_path, always_a, "comparer")).within("train")  # swapped in training, a is b as well
+    with pytest.raises(DataError, match=r"no training row ends in 'b'.*loss\.swap=none .* set alternate or both"):
+        build(recipe_of(tmp_path, always_a, "comparer", loss={"swap": "none"}))
+    with pytest.raises(DataError, match=r"training rows end in tie \d+ alone"):
+        build(recipe_of(tmp_path, [{**row, "winner": "tie"} for row in judged(30)], "comparer"))
+
+
+def test_a_head_that_validation_took_all_pairs_of(tmp_path: Path) -> None:
+    rows = [{**row, "goal": "kind"} for row in ranked(30)]
+    plain = build(recipe_of(tmp_path, rows, "preference"))
+    held = plain.inputs[plain.members[plain.within("validation")[0]][0]].prompt.messages[0].content
+    for row in rows:
+        row["goal"] = "safe" if row["prompt"] == held else "kind"
+    path = tmp_path / "rows.jsonl"
+    data = {
+        name: {"path": str(path), "licence": "CC0", "head": name, "where": {"goal": name}, "test": test}
+        for name, test in (("kind", "test"), ("safe", None))
+    }
+    recipe = recipe_of(tmp_path, rows, "preference")
+    with pytest.raises(DataError, match=r"head safe: no pair that is trained on.*comparisons\.safe"):
+        build(RewardRecipe.model_validate({**recipe.model_dump(), "comparisons": data}))
+
+
+def test_early_stopping_needs_a_figure_that_is_defined(tmp_path: Path) -> None:
+    flat = [{**row, "ratings": {"good": 0.5, "kind": 0.5}} for row in rated(40)]
+    stopping = {"every": 5, "metric": "spearman"}
+    with pytest.raises(DataError, match="early_stopping: spearman is not defined on the validation split"):
+        build(recipe_of(tmp_path, flat, "regression", early_stopping=stopping))
+    with pytest.raises(DataError, match="two different labels"):
+        build(recipe_of(tmp_path, flat, "absolute", absolute={"label": "good"}, early_stopping=stopping))
+    assert build(recipe_of(tmp_path, flat, "regression", early_stopping={"every": 5})).within("train")
+
+
+def test_a_fold_that_leaves_nothing_is_named(tmp_path: Path) -> None:
+    rows = judged(40)
+    whole = build(recipe_of(tmp_path, rows, "comparer", folds=2))
+    # Validation of one conversation: the fold that tests it has none left to stop by.
+    _, *others = [whole.inputs[whole.members[u][0]].prompt.messages[0].content for u in whole.within("validation")]
+    few = [row for row in rows if row["prompt"] not in others]
+    with pytest.raises(DataError, match=r"fold \d of 2: none of \d+ training units falls into validation"):
+        build(recipe_of(tmp_path, few, "comparer", folds=2))
+
+
+@pytest.mark.parametrize("loss", [{"margin": "strength"}, {"scale_by_strength": True}])
+def test_a_loss_by_strength_needs_one(tmp_path: Path, loss: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"loss\..*strength would do nothing: .*comparisons\.\*\.strength"):
+        build(recipe_of(tmp_path, ranked(20), "preference", loss=loss))
+    assert build(recipe_of(tmp_path, ranked(20), "preference", loss=loss, data={"strength": "gap"})).within("train")

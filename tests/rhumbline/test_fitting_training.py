@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rhumbline.data.chat import encode
 from rhumbline.errors import TrainingError
 from rhumbline.fitting import training
 from rhumbline.fitting.kinds import KINDS
+from rhumbline.fitting.recipe import EarlyStopping
 from rhumbline.fitting.training import cuts, fit, read
 from rhumbline.learning.logprobs import response_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer
@@ -73,7 +75,7 @@ def test_it_learns_and_what_it_writes_loads(
     frozen = recipe.network.freeze
     assert np.mean(log.losses[-4:]) < (0.97 if frozen else 0.8) * np.mean(log.losses[:4])
     assert result.num_units == 16
-    assert not (tmp_path / "out" / "steps").exists()
+    assert not (tmp_path / "out" / training.BEST).exists()
     assert (result.adapter is not None) == (recipe.learner.lora is not None)
     network = Network.load(result.checkpoint)
     held = task.within("test")
@@ -152,6 +154,18 @@ def test_early_stopping_keeps_the_best_weights(backbone: Path, tmp_path: Path, m
     assert len(kept) == 2
     assert torch.equal(saved["score.weight"], best["model.score.weight"])
     assert not (tmp_path / training.BEST).exists()
+
+
+def test_a_figure_that_is_no_number_is_never_the_best() -> None:
+    stopping = EarlyStopping(every=1, patience=2)
+    watch = training._Watch(stopping, "log_loss", None)
+    looks = [
+        watch.look(step, {"log_loss": v}) for step, v in enumerate((math.nan, 0.7, math.inf, 0.6, None, 0.6), start=1)
+    ]
+    assert looks == [True, True, False, True, False, False]
+    assert (watch.kept_step, watch.value, watch.over) == (4, 0.6, True)
+    again = training._Watch(stopping, "log_loss", watch.state)
+    assert (again.kept_step, again.value, again.over) == (4, 0.6, True)
 
 
 def test_the_language_modelling_loss_is_the_base_models(backbone: Path, tmp_path: Path) -> None:

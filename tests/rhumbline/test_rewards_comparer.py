@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rhumbline import config
 from rhumbline.errors import ConfigError, DataError, ScoringError
 from rhumbline.records import Prompt
 from rhumbline.rewards.comparer import Comparer, ComparerRewards, read_references
+from rhumbline.rewards.debias import LengthMap, LengthMaps
+from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.network import Network, NetworkSpec
 from rhumbline.rewards.objectives import SCALES, Head
 from rhumbline.rewards.trained import Schema, comparer_maps, publish
@@ -104,6 +107,32 @@ def test_the_reward_is_the_chance_against_a_reference(made: Path, tmp_path: Path
     assert given.id != rewards.id
     with pytest.raises(ScoringError, match="the file of references has no such id"):
         given.score([(ask("Another?"), "x")])
+
+
+def test_in_a_recipe_references_are_a_prompts_own_and_length_is_taken_off(made: Path, tmp_path: Path) -> None:
+    """Two prompts of one text may have two references: the one's scores are not the other's."""
+    references = tmp_path / "references.jsonl"
+    rows = [{"id": "p1", "reference": "No."}, {"id": "p2", "reference": "A longer answer than that, with more words."}]
+    references.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    longer = LengthMap(knots=(0.0, 10.0), values=(-5.0, 5.0), before=0.5, after=0.0)
+    maps = LengthMaps(maps={"preference": longer}, n=20).save(tmp_path / "length.json")
+
+    def build(**more: str) -> RewardModel:
+        source = {"kind": "comparer", "path": str(made), "reference": str(references), **more}
+        rules = {"kind": "rules", "heads": {"long": {"rule": "verbosity"}}}
+        objectives = {"wins": {"heads": {"preference": 1.0}}, "brevity": {"heads": {"long": -1.0}}}
+        rewards = {"sources": [source, rules], "objectives": objectives}
+        return RewardModel.build(config.Rewards.model_validate(rewards), tokenise=str.split)
+
+    plain, clean = build(), build(length_removed=str(maps))
+    plain.setup()
+    clean.setup()
+    pairs = [(Prompt(id=name, messages=ask("Why?").messages), "Because.") for name in ("p1", "p2")]
+    together_N, alone_N = plain.score(pairs)[:, 0], [plain.score([pair])[0, 0] for pair in reversed(pairs)]
+    assert abs(together_N[0] - together_N[1]) > 0.01
+    np.testing.assert_allclose(together_N, alone_N[::-1])
+    np.testing.assert_allclose(clean.score(pairs)[:, 0], together_N - longer([len("Because.")]), atol=1e-3)
+    assert plain.id != clean.id
 
 
 def test_files_of_references_are_checked(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,3 +122,9 @@ def test_maps_of_another_model_or_another_file_are_refused(tmp_path: Path) -> No
     (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(ConfigError, match="cannot be read as length maps"):
         LengthMaps.load(tmp_path / "other.json")
+    good = maps.to_dict()
+    for change in ({"values": [1.0]}, {"knots": good["heads"]["lomg"]["knots"][::-1]}, {"knots": [], "values": []}):
+        heads = {"lomg": {**good["heads"]["lomg"], **change}}
+        (tmp_path / "other.json").write_text(json.dumps({**good, "heads": heads}))
+        with pytest.raises(ConfigError, match=r"cannot be read as length maps: ValueError: expected"):
+            LengthMaps.load(tmp_path / "other.json")

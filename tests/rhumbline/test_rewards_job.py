@@ -238,6 +238,37 @@ def test_the_same_command_goes_on_after_a_kill(
     assert calm == cut
 
 
+@pytest.mark.parametrize("when", ["finish", "publish"])
+def test_a_kill_after_training_costs_no_training(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rhumbline.fitting import results
+
+    stopping = {"every": 4, "patience": 50}
+    recipe, out = network_recipe(tmp_path, "preference", early_stopping=stopping), tmp_path / "cut"
+    job(recipe, "name=manifold-folded", out=tmp_path / "calm")
+
+    def killed(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if when == "finish":
+            patched.setattr(results, "finish", killed)
+        else:
+            patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job(recipe, "name=manifold-folded", out=out)
+    job(recipe, "name=manifold-folded", out=out)
+    calm, cut = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("calm", "cut"))
+    steps = calm["steps_planned"]
+    assert cut["resumed_at"] == ((steps - 1) // 4 * 4 if when == "finish" else 0)
+    assert not {"checkpoint", "adapter"} & cut.keys()  # paths that the last rename made wrong
+    assert (cut["kept_step"], cut["kept_value"]) == (calm["kept_step"], calm["kept_value"])
+    calm_weights, cut_weights = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("calm", "cut"))
+    assert calm_weights == cut_weights
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, calm["steps"] + 1))  # each once
+    assert not (out / "steps").exists()
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_dry_run_of_a_network_writes_nothing(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = network_recipe(tmp_path, kind)

@@ -11,6 +11,8 @@ import pytest
 from rhumbline import config
 from rhumbline.config import Objective
 from rhumbline.errors import ConfigError, ScoringError
+from rhumbline.records import Prompt
+from rhumbline.rewards.debias import LengthMap, LengthMaps
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.objectives import SCALES, Head, Objectives
@@ -77,6 +79,8 @@ def test_each_pair_is_scored_once() -> None:
     assert len(source.asked) == 3
     model.score([(ask("p", reference="r"), "a")])  # a rule may read the reference, so this is another pair
     assert len(source.asked) == 4
+    model.score([(Prompt(id="other", messages=ask("p").messages), "a")])  # and a comparer looks one up by the id
+    assert len(source.asked) == 5
 
 
 def test_a_full_cache_forgets_and_still_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +149,31 @@ def test_the_embedded_heads_and_rules_together_need_no_backbone_to_be_described(
     assert model.names == ("helpfulness", "verbosity")
     assert model.id == build(rewards).id
     assert len(model.id) == 16
+
+
+def test_length_maps_are_in_the_id_and_their_faults_are_named_by_key(tmp_path: Path) -> None:
+    def model(head: str = "helpfulness", value: float = 5.0, name: str = "length.json") -> RewardModel:
+        longer = LengthMap(knots=(0.0, 10.0), values=(-value, value), before=0.5, after=0.0)
+        LengthMaps(maps={head: longer}, n=20).save(tmp_path / "length.json")
+        return build(
+            {
+                "sources": [RULES["sources"][0], {"kind": "regression", "length_removed": str(tmp_path / name)}],
+                "objectives": {
+                    "helpfulness": {"heads": {"helpfulness": 1.0}},
+                    "verbosity": {"heads": {"long": 1.0}, "sign": -1},
+                },
+            }
+        )
+
+    assert model().id == model().id
+    assert model().id != model(value=4.0).id
+    with pytest.raises(ConfigError, match=r"^rewards\.sources\.1\.length_removed: no length maps at .*none\.json"):
+        model(name="none.json")
+    where = (
+        r"^rewards\.sources\.1\.length_removed: a length map is for the head 'helpfulnes', and there is none\. Did you"
+    )
+    with pytest.raises(ConfigError, match=where):
+        model(head="helpfulnes")
 
 
 @pytest.mark.slow

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from rhumbline.config import Lora
 from rhumbline.errors import ConfigError, ScoringError
@@ -17,7 +25,7 @@ from rhumbline.learning.policy import load_adapter
 from rhumbline.rewards.network import Network, NetworkSpec
 from rhumbline.rewards.pretrained import padding_token
 from tests.rhumbline.chat_fakes import CHATML, byte_tokenizer
-from tests.rhumbline.network_fakes import started, tiny_base, tiny_tied
+from tests.rhumbline.network_fakes import CLS, PAD, SEP, letter_tokenizer, started, tiny_base, tiny_tied
 from tests.rhumbline.rewards_fakes import PAIRS, ask, tiny_backbone
 
 PAIR = NetworkSpec(kind_of_input="pair", outputs=("helpfulness", "verbosity"), max_tokens=256, max_response_tokens=160)
@@ -90,6 +98,15 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused() -> None:
     assert padding_token(byte_tokenizer(CHATML)) == 256  # the mark that opens a turn: no row ends in it
     with pytest.raises(ConfigError, match="no token to pad with but the end token"):
         padding_token(byte_tokenizer(CHATML, bos=None))
+
+
+def test_a_padding_token_that_the_model_has_no_embedding_for_is_left() -> None:
+    tokenizer = byte_tokenizer(CHATML, more_special=("<pad>",))
+    tokenizer.pad_token = "<pad>"
+    assert padding_token(tokenizer, num_embeddings=259) == 258
+    assert (
+        padding_token(tokenizer, num_embeddings=258) == 256
+    )  # as Llama's with a <pad> that was added beside the model
 
 
 @pytest.mark.parametrize("pooling", ["end", "mean"])
@@ -187,6 +204,58 @@ def test_under_lora_the_adapter_and_the_head_are_trained_and_merged_when_saved(b
     np.testing.assert_allclose(again.raw(rows), saved_NH, atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["end", "mean"])
+def test_over_weights_in_bf16_the_head_is_trained_and_read_in_fp32(base: Path, pooling: str) -> None:
+    """An encoder's model calls its head itself: with states in bf16 torch would refuse, and autocast would round outputs."""
+    spec = NetworkSpec(kind_of_input="pair", outputs=("x",), pooling=pooling, max_tokens=256, max_response_tokens=160)
+    torch.manual_seed(0)
+    network = Network.start(base, spec, dtype=torch.bfloat16)
+    network.attach(Lora(r=4, alpha=8))
+    assert {p.dtype for p in network.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in trained(network).values()} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in network.parameters()}
+    rows = rows_of(network.eval())
+    for cast_as in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        network.zero_grad()
+        with cast_as:
+            outputs_NH = network.outputs(rows)
+        assert outputs_NH.dtype == torch.float32
+        assert not torch.equal(outputs_NH, outputs_NH.bfloat16().float())
+        outputs_NH.square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in network.head.parameters() if p.requires_grad)
+
+
+def test_a_head_of_several_layers_is_trained_whole_and_saved(tmp_path: Path) -> None:
+    tokenizer = letter_tokenizer()
+    settings = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=300,
+        type_vocab_size=2,
+        initializer_range=0.3,
+        pad_token_id=PAD,
+        bos_token_id=CLS,
+        eos_token_id=SEP,
+    )
+    torch.manual_seed(0)
+    RobertaForMaskedLM(settings).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    network = started(tmp_path / "base", PAIR)
+    network.attach(Lora(r=4, alpha=8))
+    assert not [
+        name for name in trained(network) if "classifier" in name and ".lora_" in name
+    ]  # it would not be merged
+    with torch.no_grad():
+        for parameter in trained(network).values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    rows = rows_of(network)
+    network.eval().save(tmp_path / "out")
+    np.testing.assert_allclose(Network.load(tmp_path / "out").raw(rows), network.raw(rows), atol=0.05)
+
+
 def test_given_weights_are_what_is_saved(decoder: Path, tmp_path: Path) -> None:
     """Engines that shard them give the full ones by this module's names."""
     network, other = started(decoder, PAIR, seed=0), started(decoder, PAIR, seed=1)
@@ -231,14 +300,27 @@ def test_8_bits_need_a_gpu(decoder: Path) -> None:
 
 
 def test_a_network_whose_weights_are_gone_is_refused(decoder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     started(decoder, PAIR).save(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"its weights lack score\.weight"):
         Network.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [None, 3], ids=["lacking", "of another size"])
+def test_a_base_model_whose_layers_are_not_all_there_is_refused(base: Path, tmp_path: Path, size: int | None) -> None:
+    """Transformers would draw them at random, and the network would be trained on noise."""
+    shutil.copytree(base, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if ".1." in name and weights[name].dim() == 1)
+    found = weights.pop(name)
+    if size is not None:
+        weights[name] = found[:size].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"its weights lack \S+\.1\.\S+ \(1 in all\)"):
+        Network.start(tmp_path / "base", PAIR)
 
 
 def test_an_empty_prompt_is_read(base: Path) -> None:

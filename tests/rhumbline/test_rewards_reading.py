@@ -64,6 +64,19 @@ def test_the_judges_profile_stands_first_and_stays() -> None:
         assert profile_text(nothing) is None
 
 
+def test_a_long_system_message_leaves_room_for_the_question() -> None:
+    reading = reader(max_tokens=200, max_response_tokens=20)
+    rules = Message(role="system", content="rule " * 100)
+    long = Prompt(id="p", messages=(rules, *ask("x" * 300 + "THE END?").messages))
+    said = text(reading, reading.pair(long, "No.", {"age": "9"}))
+    first = " ".join(["rule"] * 5)  # an eighth of 200 bytes
+    assert said.startswith(f"<|im_start|>system\n{JUDGE}\n\nage: 9\n\n{first}<|im_end|>\n<|im_start|>user\nx")
+    assert "THE END?" in said
+    short = Prompt(id="p", messages=(rules, *ask("Why?").messages))
+    said = text(reading, reading.pair(short, "No."))
+    assert said.startswith(f"<|im_start|>system\n{first}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>")
+
+
 def test_a_template_without_a_system_role_keeps_the_profile_too() -> None:
     reading = reader(template=INST, max_tokens=150, max_response_tokens=20)
     said = text(reading, reading.pair(ask("x" * 500 + "THE END?"), "No.", {"age": "9"}))

@@ -91,6 +91,33 @@ def test_another_models_or_datas_lines_are_not_continued(data: Path, tmp_path: P
         assert (tmp_path / name).read_text() == text
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_file_of_one_line_without_an_end_is_not_taken_for_a_torn_one(data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(DataError, match="not the beginning of this work"):
+        score_file(model(), data, tmp_path / name)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_what_is_refused_stays_as_it_was(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    score_file(model(), data, out, limit=5)
+    out.write_bytes(out.read_bytes() + b'{"row": 6, "ans')
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="has 5 scored answers, the data has 3"):
+        score_file(model(), data, out, limit=3)
+    assert out.read_bytes() == before
+
+
+def test_ids_that_utf_8_has_no_bytes_for(tmp_path: Path) -> None:
+    path, out = tmp_path / "answers.jsonl", tmp_path / "out.csv"
+    rows = [{"prompt_id": f"\ud800 {i}", "prompt": f"q{i}", "response": "a"} for i in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score_file(model(), path, out) == 2
+    assert score_file(model(), path, out) == 2  # its last line is compared with the data's
+    assert out.read_text().splitlines()[1].startswith("1,0,? 0,")
+
+
 def test_data_without_answers_and_a_column_twice(tmp_path: Path, data: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Why?"}\n')

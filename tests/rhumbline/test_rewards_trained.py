@@ -13,6 +13,7 @@ import torch
 
 from rhumbline import config
 from rhumbline.errors import ConfigError, DataError, ScoringError
+from rhumbline.rewards.debias import LengthMap, LengthMaps
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.network import Network, NetworkSpec
@@ -113,7 +114,7 @@ def test_the_schema_comes_back_as_it_was(made: Path) -> None:
     assert len(schema.probes) == 4
 
 
-def test_through_a_recipe_its_heads_stand_beside_others(made: Path) -> None:
+def test_through_a_recipe_its_heads_stand_beside_others(made: Path, tmp_path: Path) -> None:
     rewards = {
         "sources": [
             {"kind": "network", "path": str(made)},
@@ -131,6 +132,14 @@ def test_through_a_recipe_its_heads_stand_beside_others(made: Path) -> None:
     direct = TrainedRewards(made)
     direct.setup()
     np.testing.assert_allclose(rewards_NK[:, 0], direct.score(PAIRS).mean(axis=1), atol=1e-3)
+    longer = LengthMap(knots=(0.0, 10.0), values=(-5.0, 5.0), before=0.5, after=0.0)
+    file = LengthMaps(maps={"harmless": longer}, n=20).save(tmp_path / "length.json")
+    sources = [{**rewards["sources"][0], "length_removed": str(file)}, rewards["sources"][1]]
+    clean = RewardModel.build(config.Rewards.model_validate({**rewards, "sources": sources}), tokenise=str.split)
+    clean.setup()
+    taken_N = longer([len(text) for _, text in PAIRS])
+    np.testing.assert_allclose(clean.score(PAIRS)[:, 0], rewards_NK[:, 0] - taken_N / 2, atol=1e-3)
+    assert clean.id != model.id
 
 
 def test_faults_of_the_recipe_come_at_once_and_by_key(made: Path, tmp_path: Path) -> None:
@@ -149,11 +158,20 @@ def test_faults_of_the_recipe_come_at_once_and_by_key(made: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="its source is kind: regression"):
         build(path=str(embedded()))
     schema = Schema.load(made)
-    (tmp_path / SCHEMA).write_text(json.dumps({**schema.to_dict(), "kind": "regression", "maps": {"score": []}}))
+    maps = schema.to_dict()["maps"]
+    (tmp_path / SCHEMA).write_text(
+        json.dumps({**schema.to_dict(), "kind": "regression", "maps": {"score": maps["logit"]}})
+    )
     with pytest.raises(ConfigError, match=r"a regression model gives no 'logit'.* It gives: score"):
         build(path=str(tmp_path), output="logit")
     (tmp_path / SCHEMA).write_text(json.dumps({**schema.to_dict(), "format": 9}))
     with pytest.raises(ConfigError, match="format 9 with keys"):
+        build(path=str(tmp_path))
+    (tmp_path / SCHEMA).write_text(json.dumps({**schema.to_dict(), "kind": "judge"}))
+    with pytest.raises(ConfigError, match="a 'judge' model with 2 heads"):
+        build(path=str(tmp_path))
+    (tmp_path / SCHEMA).write_text(json.dumps({**schema.to_dict(), "maps": {"logit": maps["logit"][:1]}}))
+    with pytest.raises(ConfigError, match=r"2 heads and maps of \[1\] outputs, expected a map per head"):
         build(path=str(tmp_path))
     (tmp_path / SCHEMA).write_text(json.dumps({**schema.to_dict(), "kind": "comparer"}))
     with pytest.raises(ConfigError, match="its source is kind: comparer"):
@@ -168,6 +186,21 @@ def test_files_that_do_not_belong_together_are_refused(made: Path, tmp_path: Pat
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=r"config\.json is not what schema\.json was written for"):
         TrainedRewards(folder).setup()
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "spiece.model", "modeling_mine.py"])
+def test_a_file_that_would_change_what_is_read_is_refused(made: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text("{}")
+    with pytest.raises(ConfigError, match=r"is not what schema\.json was written for"):
+        TrainedRewards(tmp_path / "copy").setup()
+
+
+def test_heads_in_another_order_than_the_outputs_are_refused(made: Path, tmp_path: Path) -> None:
+    schema = Schema.load(made).to_dict()
+    (tmp_path / SCHEMA).write_text(json.dumps({**schema, "heads": schema["heads"][::-1]}))
+    with pytest.raises(ConfigError, match="its heads are harmless, helpful, this one gives helpful, harmless"):
+        TrainedRewards(tmp_path).setup(Network.load(made))
 
 
 def test_other_weights_give_themselves_away(made: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
+from rhumbline.cards.correlation import pair_spearman
 from rhumbline.cards.length_only import LengthClasses, class_prior, folds, held_out_classes
 from rhumbline.cards.resampling import Resamples, plain
 
@@ -64,7 +65,8 @@ def reliability(
     """
     predicted, observed = np.asarray(predicted_N, dtype=np.float64), np.asarray(observed_N, dtype=np.float64)
     width = (high - low) / bins
-    place_N = np.clip(((predicted - low) / width).astype(np.int64), 0, bins - 1)
+    share_N = (predicted - low) / (high - low)  # by `width` 0.3 would fall below 3 * 0.1
+    place_N = np.clip((share_N * bins).astype(np.int64), 0, bins - 1)
     n_B, sum_B, seen_B = (np.bincount(place_N, weights, bins) for weights in (None, predicted, observed))
     return [
         {
@@ -87,10 +89,24 @@ def calibration_error(bins: Sequence[Bin]) -> float | None:
 def calibration(predicted_N: ArrayLike, observed_N: ArrayLike, draws: Resamples) -> dict[str, Any]:
     """{'ece': interval, 'bins': reliability} of probabilities, or of anything else on 0-1."""
     predicted, observed = np.asarray(predicted_N, dtype=np.float64), np.asarray(observed_N, dtype=np.float64)
-    return {
-        "ece": draws.interval(lambda i: calibration_error(reliability(predicted[i], observed[i])), basic=True),
-        "bins": reliability(predicted, observed),
-    }
+    return {"ece": ece(predicted, observed, draws), "bins": reliability(predicted, observed)}
+
+
+def ece(predicted_N: ArrayLike, observed_N: ArrayLike, draws: Resamples) -> dict[str, float | None]:
+    """The interval of `calibration_error`; not defined where a prediction is not known."""
+    predicted, observed = np.asarray(predicted_N, dtype=np.float64), np.asarray(observed_N, dtype=np.float64)
+    if np.isnan(predicted).any():
+        return {"value": None, "low": None, "high": None}
+    return draws.interval(lambda i: calibration_error(reliability(predicted[i], observed[i])), basic=True)
+
+
+def chosen(probabilities_NC: ArrayLike, classes_N: ArrayLike) -> tuple[Array, Array]:
+    """(N,) the largest probability, and whether its class is the true one; a share where several are largest."""
+    p_NC, classes = np.asarray(probabilities_NC, dtype=np.float64), np.asarray(classes_N, dtype=np.int64)
+    largest_N = p_NC.max(axis=1)
+    best_NC = p_NC == largest_N[:, None]
+    right_N = best_NC[np.arange(len(classes)), classes] / np.maximum(best_NC.sum(axis=1), 1)
+    return largest_N, np.where(np.isnan(largest_N), np.nan, right_N)
 
 
 def measure_pairs(
@@ -108,7 +124,8 @@ def measure_pairs(
 
     Pairs that people called a tie are counted and left out. P(a) = sigmoid(margin / temperature): 1 for the logits of a
     Bradley-Terry model; None fits it to the pairs of other prompts, fold by fold, as scores on 0-100 need. `length_only`
-    None: held out in the same way. `gain` is accuracy less that of 'the longer one', on the same pairs.
+    None: held out in the same way. `gain` is accuracy less that of 'the longer one', on the same pairs; `score_with_length`
+    the rank correlation of the two differences within a pair.
     """
     winners = np.asarray(winners_P, dtype=np.int64)
     decided = winners != TIE
@@ -136,6 +153,8 @@ def measure_pairs(
         "log_loss": draws.mean(losses_D),
         "length_log_loss": draws.mean(log_losses(guess_D2, winners[decided])),
         "uniform_log_loss": math.log(2),
+        "score_with_length": draws.interval(lambda i: pair_spearman(margins_D[i], longer_D[i])),
+        "length_ece": ece(*chosen(guess_D2, winners[decided]), draws),
     }
     if known_D.all():
         figures |= calibration(1 / (1 + np.exp(-np.abs(scaled_D))), right_D, draws)
@@ -159,8 +178,9 @@ def measure_classes(
     Log losses in nats: its own, of the length-only regression (`length_only`; None: held out over prompts), of the class
     prior (of `train_winners`; None: of these pairs themselves) with and without the place of an answer being known, and of
     the uniform guess. `gain` is the length-only loss less its own, on the same pairs. `one_order_PC`: what the comparer
-    said to a before b alone; then `one_order_log_loss` shows what averaging both orders gains. `decided_accuracy` is over
-    the pairs in which people preferred one answer, as `length_accuracy` is.
+    said to a before b alone; then `swap_gain` is its log loss less that of the average. `accuracy` and `length_only_accuracy`
+    (of the length-only regression) are over all classes; `decided_accuracy`, and `length_accuracy` of 'the longer one', over
+    the pairs in which people preferred one answer.
     """
     p_PC, winners = np.asarray(probabilities_PC, dtype=np.float64), np.asarray(winners_P, dtype=np.int64)
     num_classes = p_PC.shape[1]
@@ -172,31 +192,35 @@ def measure_classes(
     figures: dict[str, Any] = {"n": len(winners), "prompts": draws.num_prompts, "winners": counts}
     if not len(winners):
         return figures
-    best_PC = p_PC == p_PC.max(axis=1, keepdims=True)
-    right_P = best_PC[np.arange(len(winners)), winners] / best_PC.sum(axis=1)
+    confidence_P, right_P = chosen(p_PC, winners)
     toward_P = np.where(winners == TIE, np.nan, np.where(winners == 0, 1.0, -1.0))
-    own_P, longer_P = toward_P * (p_PC[:, 0] - p_PC[:, 1]), toward_P * (lengths[:, 0] - lengths[:, 1])
+    margins_P, differences_P = p_PC[:, 0] - p_PC[:, 1], lengths[:, 0] - lengths[:, 1]
     guess_PC = (
         length_only(lengths) if length_only is not None else held_out_classes(winners, lengths, prompts, num_classes)
     )
     losses_P, by_length_P = log_losses(p_PC, winners), log_losses(guess_PC, winners)
+    guessed_P, guessed_right_P = chosen(guess_PC, winners)
     seen = winners if train_winners is None else np.asarray(train_winners, dtype=np.int64)
     seen = seen[seen < num_classes]
     prior_C, placed_C = (class_prior(seen, num_classes, both_orders=both) for both in (True, False))
     ordered = min(counts["a"], counts["b"]) == 0  # chosen before rejected: the place is the answer, and no baseline
-    one_order = None if one_order_PC is None else np.asarray(one_order_PC, dtype=np.float64)[told_P]
+    one_order_P = None if one_order_PC is None else log_losses(np.asarray(one_order_PC)[told_P], winners)
     return figures | {
         "accuracy": draws.mean(right_P),
-        "decided_accuracy": draws.mean(_credits_of(own_P)),
-        "length_accuracy": draws.mean(_credits_of(longer_P)),
+        "length_only_accuracy": draws.mean(guessed_right_P),
+        "decided_accuracy": draws.mean(_credits_of(toward_P * margins_P)),
+        "length_accuracy": draws.mean(_credits_of(toward_P * differences_P)),
         "log_loss": draws.mean(losses_P),
         "length_log_loss": draws.mean(by_length_P),
         "gain": draws.mean(by_length_P - losses_P),
         "prior_log_loss": draws.mean(-np.log(prior_C)[winners]),
         "placed_prior_log_loss": None if ordered else draws.mean(-np.log(placed_C)[winners]),
         "uniform_log_loss": math.log(num_classes),
-        "one_order_log_loss": None if one_order is None else draws.mean(log_losses(one_order, winners)),
-        **calibration(p_PC.max(axis=1), right_P, draws),
+        "one_order_log_loss": None if one_order_P is None else draws.mean(one_order_P),
+        "swap_gain": None if one_order_P is None else draws.mean(one_order_P - losses_P),
+        "score_with_length": draws.interval(lambda i: pair_spearman(margins_P[i], differences_P[i])),
+        "length_ece": ece(guessed_P, guessed_right_P, draws),
+        **calibration(confidence_P, right_P, draws),
     }
 
 

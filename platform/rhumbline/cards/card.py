@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rhumbline.durable import replace, to_json
+from rhumbline.errors import StoreError
 
 JSON = Mapping[str, Any]
 DRAWN = ("ratings", "pairs", "classes", "reliability", "by_label", "correlations")
 
 
 def write(folder: str | Path, card: JSON) -> None:
-    """card.json as it is, card.md for people and the card's figures, each file atomically."""
+    """card.json as it is, card.md for people and the card's figures, each file atomically. Raises StoreError."""
     target = Path(folder)
     files = {"card.json": (to_json(card, indent=1) + "\n").encode(), "card.md": markdown(card).encode()}
     if any(card.get(section) for section in DRAWN):
@@ -30,10 +31,13 @@ def write(folder: str | Path, card: JSON) -> None:
         for drawn in figures.draw(card):
             files[f"figures/{drawn.name}.png"] = figures.png(drawn.figure)
             files[f"data/{drawn.name}.csv"] = figures.csv_of(drawn.rows)
-    for name, content in files.items():
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, content)
+    try:
+        for name, content in files.items():
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(path, content)
+    except OSError as e:
+        raise StoreError(f"{target} cannot be written: {e.strerror or e}") from e
 
 
 def markdown(card: JSON) -> str:
@@ -41,7 +45,7 @@ def markdown(card: JSON) -> str:
     ridge = "features" in card
     title = f"# Reward {'heads' if ridge else 'model'}: {card['name']}"
     lines = [title, "", *(_ridge(card) if ridge else _facts(card))]
-    for section in (_ratings, _ranges, _pairs, _classes, _reliability, _debias, _agreement, _correlations):
+    for section in _SECTIONS:
         lines += section(card)
     return "\n".join([*lines, "", card["notes"], ""])
 
@@ -125,6 +129,10 @@ def _ratings(card: JSON) -> Iterator[str]:
     for label, f in _rows(told):
         yield _line(label, f["n"], *(_cell(f.get(key)) for key in columns.values()))
     points = _POINTS.replace("the answer's tokens", "the answer's length").splitlines()
+    if any(f["n"] and f.get("mae") is None for _, f in _rows(told)):
+        points.append(
+            "A score without MAE is on another scale than the ratings (a logit): only its order can be compared."
+        )
     yield from ("", *points, *_image("accuracy", "agreement with people beside length alone"))
     yield from _image("by_label", "scores by label")
 
@@ -140,7 +148,8 @@ def _ranges(card: JSON) -> Iterator[str]:
             yield _line(name, one["range"], one["n"], *(_cell(one[key], 4) for key in columns.values()))
     yield from (
         "",
-        "Labels and errors are on 0-1. The ends are rare: a model that always says the mean errs there most.",
+        "Labels and errors are on 0-1, from the lowest label that there can be to the highest. The ends are rare: a model that",
+        "always says the mean errs there most.",
     )
 
 
@@ -154,7 +163,9 @@ def _pairs(card: JSON) -> Iterator[str]:
         "gain": "gain",
         "log loss": "log_loss",
         "length-only log loss": "length_log_loss",
+        "with length": "score_with_length",
         "ECE": "ece",
+        "length-only ECE": "length_ece",
     }
     yield from ("", "## Pairs", "", *_head("head", "n", "ties", *columns))
     for label, f in _rows(told):
@@ -164,7 +175,8 @@ def _pairs(card: JSON) -> Iterator[str]:
         "Accuracy is the share of pairs in which the better answer has the higher score, equal scores a half; ties by",
         "people are counted and left out. *Length only* prefers the longer answer; *gain* is the difference on the same",
         "pairs. Log losses are in nats, a coin gives 0.693; where no training split set the scale of a score or the",
-        "length-only regression, the other prompts of the same file did.",
+        "length-only regression, the other prompts of the same file did. *With length* is the rank correlation of the two",
+        "differences within a pair, of score and of length.",
         *_image("accuracy", "agreement with people beside length alone"),
     )
 
@@ -173,44 +185,62 @@ def _classes(card: JSON) -> Iterator[str]:
     told = card.get("classes")
     if not told:
         return
+    yield from ("", "## Pairs with ties", "", *_table_of_classes(told))
+    yield from (
+        "",
+        "Accuracy is over all classes, *length-only accuracy* that of a multinomial regression on the difference in log length;",
+        "*on decided* and *longer wins* are over pairs that people decided. Log losses are in nats: *length-only* of that",
+        "regression, *gain* what the comparer is better by on the same pairs, *prior* the shares of the classes, *by place* with",
+        "the shares of the first and the second answer kept apart, *one order* the comparer without averaging over both, *swap",
+        "gain* what averaging is better by. *With length* is the rank correlation of the difference in chances with that in",
+        "length.",
+        *_image("accuracy", "agreement with people beside length alone"),
+    )
+
+
+def _cross_validation(card: JSON) -> Iterator[str]:
+    told = card.get("cross_validation")
+    if not told:
+        return
+    yield from ("", "## Cross-validation", "", *_table_of_classes(told["classes"]))
+    yield from ("", "Each training comparison as the network judges it that was trained without its fold.")
+
+
+def _table_of_classes(told: JSON) -> Iterator[str]:
     columns = {
         "accuracy": "accuracy",
+        "length-only accuracy": "length_only_accuracy",
         "on decided": "decided_accuracy",
-        "length only": "length_accuracy",
+        "longer wins": "length_accuracy",
         "log loss": "log_loss",
         "length-only": "length_log_loss",
         "gain": "gain",
         "prior": "prior_log_loss",
         "prior by place": "placed_prior_log_loss",
         "one order": "one_order_log_loss",
+        "swap gain": "swap_gain",
+        "with length": "score_with_length",
         "ECE": "ece",
+        "length-only ECE": "length_ece",
     }
-    yield from ("", "## Pairs with ties", "", *_head("data", "n", "a / b / tie", *columns, "uniform"))
+    yield from _head("data", "n", "a / b / tie", *columns, "uniform")
     for label, f in _rows({"all": told}):
         winners = " / ".join(str(n) for n in f["winners"].values())
         uniform = f"{f['uniform_log_loss']:.4f}" if f["n"] else "-"
         yield _line(label, f["n"], winners, *(_cell(f.get(key), 3) for key in columns.values()), uniform)
-    yield from (
-        "",
-        "Accuracy is over all classes; *on decided* and *length only* over pairs that people decided. Log losses are in nats:",
-        "*length-only* a multinomial regression on the difference in log length, *prior* the shares of the classes, *by place*",
-        "with the shares of the first and the second answer kept apart, *one order* the comparer without averaging over both.",
-        "*Gain* is what it is better by than length, on the same pairs.",
-        *_image("accuracy", "agreement with people beside length alone"),
-    )
 
 
 def _reliability(card: JSON) -> Iterator[str]:
     told = card.get("reliability")
     if not told:
         return
-    yield from ("", "## Calibration", "", *_head("head", "expected calibration error"))
+    yield from ("", "## Calibration", "", *_head("head", "expected calibration error", "length only"))
     for name, one in told.items():
-        yield _line(name, _cell(one["ece"], 3))
+        yield _line(name, _cell(one["ece"], 3), _cell(one.get("length_ece"), 3))
     yield from (
         "",
         "On 0-1, ten bins of equal width. For pairs: confidence in the answer that was preferred, and how often people did",
-        "so too. For ratings: score and label.",
+        "so too. For ratings: score and label. *Length only* promises little, and what promises little is easily calibrated.",
         *_image("reliability", "predicted against observed"),
     )
 
@@ -236,13 +266,15 @@ def _agreement(card: JSON) -> Iterator[str]:
     if not told:
         return
     yield from ("", "## Agreement with a second scorer", "")
-    yield from _head("scorer", "second", "n", "percent", "kappa", "length only, percent")
+    yield from _head("scorer", "second", "n", "percent", "length only", "kappa", "length only")
     for one in told:
-        cells = (_cell(one["percent"]), _cell(one["kappa"]), _cell(one["length_percent"]))
-        yield _line(one["first"], one["second"], one["n"], *cells)
+        second = one["second"] if one["source"] == "all" else f"{one['second']}: {one['source']}"
+        cells = (_cell(one[key]) for key in ("percent", "length_percent", "kappa", "length_kappa"))
+        yield _line(one["first"], second, one["n"], *cells)
     yield from (
         "",
-        "On the same pairs of answers: which is better, or the same. Cohen's kappa is 0 for chance and 1 for always.",
+        "On the same pairs of answers: which is better, or the same. Cohen's kappa is 0 for chance and 1 for always. *Length",
+        "only* is how far 'the longer one' agrees with the second scorer.",
     )
 
 
@@ -253,9 +285,25 @@ def _correlations(card: JSON) -> Iterator[str]:
     yield from ("", "## Correlations", "", *_head("Spearman", *told["names"]))
     for name, values in zip(told["names"], told["spearman"], strict=True):
         yield _line(name, *(_cell({"value": value}) for value in values))
-    yield from _image("correlations", "rank correlations")
+    said = (
+        "Of the differences between the two answers of a pair."
+        if told.get("of") == "pairs"
+        else "Of scores, over answers."
+    )
+    yield from ("", said, *_image("correlations", "rank correlations"))
 
 
+_SECTIONS = (
+    _ratings,
+    _ranges,
+    _pairs,
+    _classes,
+    _cross_validation,
+    _reliability,
+    _debias,
+    _agreement,
+    _correlations,
+)
 _BEFORE = ("before", "after")
 
 

@@ -89,14 +89,18 @@ def error_by_range(
     length_only_N: ArrayLike,
     *,
     ranges: tuple[float, float] = RANGES,
+    ends: tuple[float, float] = (0.0, 100.0),
     num_resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Squared and absolute error for labels below, between and above `ranges`, each over the answers of its range.
 
-    Labels and scores come on 0-100; `ranges` and errors are on 0-1. Both ends belong to the middle. NaN labels are left out.
+    `ends` are the lowest and the highest label that there can be, in points; `ranges` and errors are shares of what lies
+    between them. Both ends of the middle belong to it. NaN labels are left out.
     """
-    y_all = np.asarray(labels_N, dtype=np.float64) / 100
+    bottom, width = ends[0], ends[1] - ends[0]
+    # Rounded: a weighted sum of labels that is 0.9 may come as 0.9000000000000001.
+    y_all = np.round((np.asarray(labels_N, dtype=np.float64) - bottom) / width, 9)
     low, high = ranges
     out: list[dict[str, Any]] = []
     for name, own_N in (
@@ -104,8 +108,8 @@ def error_by_range(
         (f"{low:g} to {high:g}", (y_all >= low) & (y_all <= high)),
         (f"above {high:g}", y_all > high),
     ):
-        error = np.asarray(scores_N, dtype=np.float64)[own_N] / 100 - y_all[own_N]
-        by_length = np.asarray(length_only_N, dtype=np.float64)[own_N] / 100 - y_all[own_N]
+        error = (np.asarray(scores_N, dtype=np.float64)[own_N] - bottom) / width - y_all[own_N]
+        by_length = (np.asarray(length_only_N, dtype=np.float64)[own_N] - bottom) / width - y_all[own_N]
         draws = Resamples(np.asarray(prompts_N)[own_N], num_resamples, seed)
         out.append(
             {
@@ -139,4 +143,22 @@ def scores_by_label(scores_N: ArrayLike, labels_N: ArrayLike, bins: int = 10) ->
 def correlations(names: Sequence[str], scores_NH: ArrayLike, lengths_N: ArrayLike) -> dict[str, Any]:
     """Rank correlations of the heads with each other and, as the last row and column, with length; null: one is constant."""
     columns = [*np.asarray(scores_NH, dtype=np.float64).T, np.asarray(lengths_N, dtype=np.float64)]
-    return {"names": [*names, "length"], "spearman": [[spearman(a, b) for b in columns] for a in columns]}
+    told = [[spearman(a, b) for b in columns] for a in columns]
+    return {"of": "answers", "names": [*names, "length"], "spearman": told}
+
+
+def pair_correlations(names: Sequence[str], margins_PH: ArrayLike, longer_P: ArrayLike) -> dict[str, Any]:
+    """The same of the differences within pairs: score of a less that of b, and length of a less that of b."""
+    margins, longer = both_orders(margins_PH), both_orders(longer_P)
+    return {**correlations(names, margins, longer), "of": "pairs"}
+
+
+def pair_spearman(margins_P: ArrayLike, longer_P: ArrayLike) -> float | None:
+    """Rank correlation of two differences within pairs."""
+    return spearman(both_orders(margins_P), both_orders(longer_P))
+
+
+def both_orders(differences_P: ArrayLike) -> Array:
+    """(2P, ...) each pair with its sides exchanged too, so that which answer stands first changes nothing."""
+    differences = np.asarray(differences_P, dtype=np.float64)
+    return np.concatenate([differences, -differences])

@@ -6,7 +6,8 @@
 
 The file is taken whole: nothing was fitted on it here, so the baselines of length are held out over its prompts. A head is
 measured against the rating of its own name, or of the name that `labels` gives; against comparisons all heads and objectives
-are. `count` says how long an answer is; `draws` is num_resamples and seed. N answers, P pairs, H columns.
+are. A logit is no rating: its order alone is measured. `count` says how long an answer is; `draws` is num_resamples and seed.
+N answers, P pairs, H columns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 from rhumbline.cards import sections
 from rhumbline.cards.accuracy import CLASSES
 from rhumbline.cards.agreement import pairs_within
-from rhumbline.cards.correlation import correlations
 from rhumbline.data.comparisons import Comparison, load_comparisons
 from rhumbline.data.detect import RATED
 from rhumbline.data.load import rows
@@ -30,15 +30,27 @@ from rhumbline.data.prompts import conversation_id
 from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.data.samples import samples
 from rhumbline.errors import DataError, did_you_mean
-from rhumbline.rewards.debias import LengthMaps
+from rhumbline.rewards.debias import LengthMaps, LengthRemoved
 from rhumbline.rewards.model import RewardModel
+from rhumbline.rewards.trained import TrainedRewards
 
 if TYPE_CHECKING:
+    from rhumbline.records import Prompt
     from rhumbline.rewards.comparer import Comparer
     from rhumbline.rewards.features import Pair
+    from rhumbline.rewards.model import Source
 
 Array = NDArray[np.float64]
 Count = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Two answers to a prompt."""
+
+    prompt: Prompt
+    a: str
+    b: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +112,12 @@ def examine_comparer(
     split: str | None = None,
     limit: int | None = None,
     comparing: Mapping[str, Any] | None = None,
+    second: tuple[str, RewardModel] | None = None,
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """`data` and the sections of a comparer's card."""
+    """`data` and the sections of a comparer's card. `second`: a scorer of single answers and its name."""
+    draws: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
     found = load_comparisons(path, split, limit, **(comparing or {}))
     one = found.rows
     probabilities_P3 = comparer.probabilities(
@@ -113,15 +127,11 @@ def examine_comparer(
         [row.profile or None for row in one],
     )
     classes = len(comparer.network.spec.outputs)  # one that was trained without ties is measured without them
-    told = sections.compared(
-        probabilities_P3[:, :classes],
-        _winners(one),
-        _lengths(one, count),
-        _prompts(one),
-        [row.source for row in one],
-        num_resamples=num_resamples,
-        seed=seed,
-    )
+    lengths_P2, prompts, sources = _lengths(one, count), _prompts(one), [row.source for row in one]
+    told = sections.compared(probabilities_P3[:, :classes], _winners(one), lengths_P2, prompts, sources, **draws)
+    if second is not None:
+        said_P1 = probabilities_P3[:, :1] - probabilities_P3[:, 1:2]
+        told["agreement"] = _agreements(("comparer",), said_P1, second, one, lengths_P2, prompts, sources, draws)
     return {"data": _data(path, {"pairs": len(one), **found.skipped}), **told}
 
 
@@ -142,23 +152,33 @@ def _ratings(
     labels_NH = np.pad(labels_NH, [(0, 0), (0, len(told.names) - labels_NH.shape[1])], constant_values=np.nan)
     lengths_N, prompts = [count(one.response) for one in rated], [conversation_id(one.prompt) for one in rated]
     sources = [one.source for one in rated]
-    out = sections.rated(told.names, told.scores_NH, labels_NH, lengths_N, prompts, sources, **draws)
+    ends = {head.name: (float(head.score(head.raw_low)), float(head.score(head.raw_high))) for head in model.heads}
+    out = sections.rated(
+        told.names,
+        told.scores_NH,
+        labels_NH,
+        lengths_N,
+        prompts,
+        sources,
+        ends=ends,
+        ranked=[head.name for source in model.sources if not _rates(source) for head in source.heads],
+        **draws,
+    )
     if maps is not None:
         out |= sections.cost_of_ratings(
             maps, told.names, told.before_NH, told.scores_NH, labels_NH, lengths_N, prompts, **draws
         )
     if second is not None:
         # Answers to the very same turns are compared; a conversation has several such places.
-        pairs_P2 = pairs_within([one.prompt.id for one in rated])
-        theirs = columns_of(second[1], pairs)
+        a_P, b_P = pairs_within([one.prompt.id for one in rated]).T
         out["agreement"] = _agreements(
             told.names,
-            told.scores_NH[pairs_P2[:, 0]] - told.scores_NH[pairs_P2[:, 1]],
-            second[0],
-            theirs.names,
-            theirs.scores_NH[pairs_P2[:, 0]] - theirs.scores_NH[pairs_P2[:, 1]],
-            np.asarray(lengths_N)[pairs_P2],
-            np.asarray(prompts)[pairs_P2[:, 0]],
+            told.scores_NH[a_P] - told.scores_NH[b_P],
+            second,
+            [Sides(rated[a].prompt, rated[a].response, rated[b].response) for a, b in zip(a_P, b_P, strict=True)],
+            np.asarray(lengths_N)[np.stack([a_P, b_P], axis=1)],
+            np.asarray(prompts)[a_P],
+            np.asarray(sources)[a_P],
             draws,
         )
     return {"data": _data(path, {"answers": len(rated)}), **out}
@@ -179,39 +199,43 @@ def _pairs(
     prompts, judged = _prompts(found), [row.head for row in found]
     winners, sources = _winners(found), [row.source for row in found]
     out = sections.paired(told.names, margins_PH, judged, winners, lengths_P2, prompts, sources, **draws)
-    lengths_N = [count(text) for _, text in sides]
-    out |= {"correlations": correlations(told.names, told.scores_NH, lengths_N)}
     if maps is not None:
         out |= sections.cost_of_pairs(maps, told.names, before_P2H, after_P2H, winners, lengths_P2, prompts, **draws)
     if second is not None:
-        theirs = columns_of(second[1], sides)
-        their_P2H = theirs.scores_NH.reshape(len(found), 2, -1)
-        out["agreement"] = _agreements(
-            told.names,
-            margins_PH,
-            second[0],
-            theirs.names,
-            their_P2H[:, 0] - their_P2H[:, 1],
-            lengths_P2,
-            prompts,
-            draws,
-        )
+        out["agreement"] = _agreements(told.names, margins_PH, second, found, lengths_P2, prompts, sources, draws)
     return out
 
 
 def _agreements(
     names: Sequence[str],
     margins_PH: Array,
-    second: str,
-    their_names: Sequence[str],
-    their_margins_PH: Array,
+    second: tuple[str, RewardModel],
+    pairs: Sequence[Sides | Comparison],
     lengths_P2: Any,
     prompts: Any,
+    sources: Any,
     draws: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    first = dict(zip(names, margins_PH.T, strict=True))
-    theirs = {f"{second} {name}": m_P for name, m_P in zip(their_names, their_margins_PH.T, strict=True)}
-    return sections.agreements(first, theirs, lengths_P2, prompts, **draws)
+    name, model = second
+    theirs = columns_of(model, [(one.prompt, text) for one in pairs for text in (one.a, one.b)])
+    scores_P2H = theirs.scores_NH.reshape(len(pairs), 2, len(theirs.names))
+    their_margins_PH = scores_P2H[:, 0] - scores_P2H[:, 1]
+    return sections.agreements(
+        dict(zip(names, margins_PH.T, strict=True)),
+        {f"{name} {column}": m_P for column, m_P in zip(theirs.names, their_margins_PH.T, strict=True)},
+        lengths_P2,
+        prompts,
+        sources,
+        **draws,
+    )
+
+
+def _rates(source: Source) -> bool:
+    """Whether the source's scores are on the scale of ratings, as far as one can know."""
+    source = source.source if isinstance(source, LengthRemoved) else source
+    if not isinstance(source, TrainedRewards) or source.schema.kind == "regression":
+        return True
+    return source.schema.kind == "absolute" and source.output == "probability"
 
 
 def _labels(model: RewardModel, rated: Sequence[Rated], labels: Mapping[str, str], path: str | Path) -> Array:
@@ -263,5 +287,5 @@ def _lengths(found: Sequence[Comparison], count: Count) -> NDArray[np.int64]:
 
 
 def _data(path: str | Path, counts: Mapping[str, int]) -> dict[str, Any]:
-    """The file by its name: no folder of this machine goes into a card."""
-    return {Path(path).name: dict(counts)}
+    """The file as one types it, but by its name where that is a whole path: no folder of this machine goes into a card."""
+    return {Path(path).name if Path(path).is_absolute() else str(path): dict(counts)}

@@ -83,8 +83,9 @@ def accuracy(card: JSON) -> Iterator[Drawn]:
             _point(axes, row, key, place + (at - 0.5) * 0.25, colour, marker)
     axes.set_yticks(range(len(rows)), [f"{row['what']}, {row['figure']}" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("chance is 0 for a rank correlation and 0.5 for an accuracy")
     axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=9)
+    figure_.legend(fontsize=9, ncols=2, loc="outside upper center")  # within, it may lie on a point
     caption = "Agreement with people, with 95% intervals over prompts, beside what the length of an answer alone gives."
     yield Drawn(name="accuracy", caption=caption, figure=figure_, rows=rows)
 

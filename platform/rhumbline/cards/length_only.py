@@ -34,9 +34,11 @@ class LengthOnly:
 
     @classmethod
     def fit(cls, labels_N: ArrayLike, lengths_N: ArrayLike) -> LengthOnly:
-        """Rows without a label are left out."""
+        """Rows without a label are left out; of no label at all every prediction is NaN."""
         labels, log_N = np.asarray(labels_N, dtype=np.float64), np.log1p(np.asarray(lengths_N, dtype=np.float64))
         has_N = ~np.isnan(labels)
+        if not has_N.any():
+            return cls(0.0, np.nan)
         if np.ptp(log_N[has_N]) == 0:
             return cls(0.0, float(labels[has_N].mean()))
         line = stats.linregress(log_N[has_N], labels[has_N])
@@ -108,12 +110,17 @@ def folds(groups_N: ArrayLike) -> Iterator[tuple[NDArray[np.int64], NDArray[np.i
 
 
 def held_out_line(labels_N: ArrayLike, lengths_N: ArrayLike, groups_N: ArrayLike) -> Array:
-    """(N,) each answer's label as `LengthOnly` predicts it from the answers to other prompts; NaN where that is impossible."""
+    """(N,) each answer's label by the slope that the answers to other prompts have; NaN where that is impossible.
+
+    The level is that of all labels. A level of the other prompts alone is low where a fold's own labels are high: over folds
+    the baseline would rank them the wrong way round, and a scorer without any knowledge would seem to beat it.
+    """
     labels, lengths = np.asarray(labels_N, dtype=np.float64), np.asarray(lengths_N, dtype=np.float64)
-    out_N = np.full(len(labels), np.nan)
+    out_N, has_N, log_N = np.full(len(labels), np.nan), ~np.isnan(labels), np.log1p(lengths)
     for others, own in folds(groups_N):
-        if not np.isnan(labels[others]).all():
-            out_N[own] = LengthOnly.fit(labels[others], lengths[others])(lengths[own])
+        line = LengthOnly.fit(labels[others], lengths[others])
+        if not np.isnan(line.intercept):
+            out_N[own] = labels[has_N].mean() + line.slope * (log_N[own] - log_N[has_N].mean())
     return out_N
 
 

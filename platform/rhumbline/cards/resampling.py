@@ -34,11 +34,12 @@ class Resamples:
     def interval(self, figure: Callable[[NDArray[np.int64]], float | None], *, basic: bool = False) -> Interval:
         """A figure of all rows, and the middle 95% of what it is on resampled rows. `figure` takes row indices.
 
-        Resamples on which it is not defined are left out. `basic` reflects the percentiles at the value and cuts them at
-        0 (Davison and Hinkley 1997, section 5.2): for a figure that noise can only raise, such as a calibration error.
+        Resamples on which it is not defined are left out; a single prompt gives no interval. `basic` reflects the percentiles
+        at the value and cuts them at 0 (Davison and Hinkley 1997, section 5.2): for a figure that noise can only raise, such
+        as a calibration error.
         """
         value = figure(np.arange(len(self._prompt_N)))
-        resampled = [figure(self._rows(draw)) for draw in self._draws]
+        resampled = [figure(self._rows(draw)) for draw in self._several]
         return _interval(value, [one for one in resampled if one is not None], basic)
 
     def mean(self, values_N: ArrayLike) -> Interval:
@@ -49,8 +50,13 @@ class Resamples:
             return {"value": None, "low": None, "high": None}
         sums_G = np.bincount(self._prompt_N, np.where(has_N, values, 0.0), self.num_prompts)
         counts_G = np.bincount(self._prompt_N, has_N, self.num_prompts)
-        totals = [(float(sums_G[draw].sum()), float(counts_G[draw].sum())) for draw in self._draws]
+        totals = [(float(sums_G[draw].sum()), float(counts_G[draw].sum())) for draw in self._several]
         return _interval(float(values[has_N].mean()), [total / n for total, n in totals if n > 0], False)
+
+    @property
+    def _several(self) -> list[NDArray[np.int32]]:
+        """The draws; none of a single prompt, which is the same in every draw and would seem certain."""
+        return self._draws if self.num_prompts > 1 else []
 
     def _rows(self, draw_G: NDArray[np.int32]) -> NDArray[np.int64]:
         """The rows of each drawn prompt, one prompt after the other."""

@@ -11,15 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rhumbline.cards.accuracy import calibration, credits, measure_classes, measure_pairs
+from rhumbline.cards.accuracy import calibration, credits, ece, measure_classes, measure_pairs
 from rhumbline.cards.agreement import agree, verdicts
-from rhumbline.cards.correlation import correlations, error_by_range, measure, scores_by_label
+from rhumbline.cards.correlation import correlations, error_by_range, measure, pair_correlations, scores_by_label
 from rhumbline.cards.length_only import LengthClasses, held_out_line
 from rhumbline.cards.resampling import Resamples
 from rhumbline.rewards.debias import LengthMaps
@@ -38,13 +38,16 @@ def rated(
     sources_N: ArrayLike,
     *,
     length_only_NH: ArrayLike | None = None,
+    ends: Mapping[str, tuple[float, float]] | None = None,
+    ranked: Collection[str] = (),
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Heads against ratings, both on 0-100 (NaN: not rated; a head that nobody rated is only correlated with the others).
 
     ratings, ranges, reliability and by_label per head, and correlations. `length_only_NH`: what the training split's lines
-    on length predict of these answers.
+    on length predict of these answers. `ends`: the lowest and the highest label of a head, where they are not 0 and 100.
+    `ranked`: heads whose scores are on another scale than labels, such as logits: they have correlations and no errors.
     """
     scores, labels = np.asarray(scores_NH, dtype=np.float64), np.asarray(labels_NH, dtype=np.float64)
     lengths, prompts = np.asarray(lengths_N, dtype=np.float64), np.asarray(prompts_N)
@@ -61,8 +64,16 @@ def rated(
             sources[has_N],
             lambda i: measure(s[i], y[i], n[i], p[i], base[i], **draws),  # noqa: B023  called at once
         )
-        out["ranges"][name] = error_by_range(s, y, p, base, **draws)
-        out["reliability"][name] = calibration(s / 100, y / 100, Resamples(p, num_resamples, seed))
+        if name in ranked:
+            for told in _everywhere(out["ratings"][name]):
+                told |= dict.fromkeys(("mae", "length_only_mae"))
+            continue
+        out["ranges"][name] = error_by_range(s, y, p, base, ends=(ends or {}).get(name, (0.0, 100.0)), **draws)
+        resamples = Resamples(p, num_resamples, seed)
+        out["reliability"][name] = {
+            **calibration(s / 100, y / 100, resamples),
+            "length_ece": ece(base / 100, y / 100, resamples),
+        }
         out["by_label"][name] = scores_by_label(s, y)
     return out | {"correlations": correlations(names, scores, lengths)}
 
@@ -81,7 +92,7 @@ def paired(
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Heads against pairs that people judged: pairs and reliability per head.
+    """Heads against pairs that people judged: pairs and reliability per head, and correlations of differences within pairs.
 
     `judged_P` names the head that each pair was judged by. A head is measured on its own pairs; one that no pair names, on
     all of them. `temperature`: see `accuracy.measure_pairs`. `length_only`: by head, of the training split.
@@ -109,7 +120,7 @@ def paired(
         told = _by_source(sources[own], figures)
         _lift_reliability(out["reliability"], name, told)
         out["pairs"][name] = told
-    return out
+    return out | {"correlations": pair_correlations(names, margins, lengths[:, 0] - lengths[:, 1])}
 
 
 def compared(
@@ -153,23 +164,35 @@ def agreements(
     second: Mapping[str, ArrayLike],
     lengths_P2: ArrayLike,
     prompts_P: ArrayLike,
+    sources_P: ArrayLike | None = None,
     *,
     num_resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Every scorer of `first` with every one of `second`: name -> score of a less that of b, on the same pairs.
 
-    `length_percent` is how often 'the longer one' agrees with the second scorer.
+    One entry over all pairs and, where there are several data sets, one for each. `length_percent` and `length_kappa` are
+    how far 'the longer one' agrees with the second scorer.
     """
-    lengths = np.asarray(lengths_P2, dtype=np.float64).reshape(-1, 2)
-    draws: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
-    out = []
-    for theirs, their_margins in second.items():
-        said_P = verdicts(their_margins)
-        by_length = agree(verdicts(lengths[:, 0] - lengths[:, 1]), said_P, prompts_P, **draws)
-        for ours, our_margins in first.items():
-            found = agree(verdicts(our_margins), said_P, prompts_P, **draws)
-            out.append({"first": ours, "second": theirs, **found, "length_percent": by_length["percent"]})
+    lengths, prompts = np.asarray(lengths_P2, dtype=np.float64).reshape(-1, 2), np.asarray(prompts_P)
+    sources = np.zeros(len(lengths)) if sources_P is None else np.asarray(sources_P)
+    longer_P = verdicts(lengths[:, 0] - lengths[:, 1])
+    our_P, their_P = ({name: verdicts(m_P) for name, m_P in told.items()} for told in (first, second))
+    out: list[dict[str, Any]] = []
+
+    def between(one_P: Any, other_P: Any) -> dict[str, Any]:
+        return _by_source(
+            sources, lambda i: agree(one_P[i], other_P[i], prompts[i], num_resamples=num_resamples, seed=seed)
+        )
+
+    for theirs, said_P in their_P.items():
+        by_length = between(longer_P, said_P)
+        for ours, own_P in our_P.items():
+            found = between(own_P, said_P)
+            names = ("all", *found["sources"])
+            for name, one, base in zip(names, _everywhere(found), _everywhere(by_length), strict=True):
+                lengths_say = {f"length_{key}": base[key] for key in ("percent", "kappa")}
+                out.append({"first": ours, "second": theirs, "source": name, **one, **lengths_say})
     return out
 
 
@@ -262,9 +285,15 @@ def _by_source(sources_N: Any, figures: Callable[[Any], dict[str, Any]]) -> dict
     return told
 
 
+def _everywhere(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures of all rows, then of each source."""
+    return [told["all"], *told["sources"].values()]
+
+
 def _lift_reliability(reliability: dict[str, Any], name: str, told: dict[str, Any]) -> None:
     """Move the bins of all rows to `reliability`; a source keeps its error alone."""
     for one in told["sources"].values():
         one.pop("bins", None)
-    if "bins" in told["all"]:
-        reliability[name] = {"ece": told["all"]["ece"], "bins": told["all"].pop("bins")}
+    own = told["all"]
+    if "bins" in own:
+        reliability[name] = {"ece": own["ece"], "length_ece": own["length_ece"], "bins": own.pop("bins")}

@@ -9,7 +9,8 @@ Read are `chosen` with `rejected` (a is the chosen one), `response_a` with `resp
 `rank` among the answers to their prompt (OASST): every two that are ranked differently. What cannot be learned from is
 left out and counted by its reason: `no prompt` that ends with the user's turn, `no winner`, `missing side` (among them
 battles of several rounds, whose two sides have histories of their own), `empty side`, `equal sides`, `no strength`, and
-`scores against the winner`.
+`scores against the winner`. Of ranked answers: those with `no rank`, prompts with `one answer` that has a rank, and pairs of
+`equal ranks`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from rhumbline.data.arena import Winner, says_winner, winner_of
 from rhumbline.data.detect import Detected, Kind, detect
 from rhumbline.data.load import Row, rows
-from rhumbline.data.prompts import prompt_of
+from rhumbline.data.prompts import is_asked, prompt_of
 from rhumbline.data.samples import LOOK, Sample, sample_of, samples
 from rhumbline.errors import DataError, did_you_mean
 from rhumbline.records import Prompt
@@ -163,7 +164,7 @@ def _comparison(
 ) -> Comparison | str:
     """What a row says, or why it says nothing."""
     a, b = sample.responses
-    if not _asked(sample):
+    if not is_asked(sample.messages):
         return "no prompt"
     won: Winner | None = "a" if found.kind is Kind.PAIR else winner_of(row, winner, sample.where)
     if won is None:
@@ -200,11 +201,6 @@ def _unusable(a: str | None, b: str | None) -> str | None:
     if not a.strip() or not b.strip():
         return "empty side"
     return "equal sides" if a.strip() == b.strip() else None
-
-
-def _asked(sample: Sample) -> bool:
-    last = sample.messages[-1] if sample.messages else None
-    return last is not None and last.role == "user" and bool(last.content.strip())
 
 
 def _profile(cell: Any, column: str, where: str) -> dict[str, str]:
@@ -332,9 +328,16 @@ def _ranked_rows(
     if first is None:
         return
     groups: dict[str, list[Sample]] = {}
+    left_out: list[str] = []
     found, stream = samples(chain([first], rest), origin)
     for sample in stream:
-        if sample.rank is not None and sample.siblings is not None and len(sample.responses) == 1 and _asked(sample):
+        if len(sample.responses) != 1:
+            continue  # a question in a tree
+        if sample.rank is None or sample.siblings is None:
+            left_out.append("no rank")
+        elif not is_asked(sample.messages):
+            left_out.append("no prompt")
+        else:
             groups.setdefault(sample.siblings, []).append(sample)
     if not groups:
         raise DataError(
@@ -344,7 +347,10 @@ def _ranked_rows(
     needless = [option for option, column in named.items() if column is not None]
     if needless:
         raise DataError(f"{origin}: is read by its ranks, which say who won and by how much: leave out {needless[0]}")
+    yield from left_out
     for group in groups.values():
+        if len(group) == 1:
+            yield "one answer"
         yield from _pairs(group, head)
 
 
@@ -355,7 +361,7 @@ def _pairs(group: Sequence[Sample], head: str) -> Iterator[Comparison | str]:
     texts = [sample.responses[0] for sample in group]
     for i, j in combinations(range(len(group)), 2):
         a, b = texts[i], texts[j]
-        unusable = _unusable(a, b)
+        unusable = _unusable(a, b) or ("equal ranks" if places[i] == places[j] else None)
         if unusable is not None:
             yield unusable
         elif a is not None and b is not None:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rhumbline.data.detect import Kind
 from rhumbline.data.load import rows
 from rhumbline.data.samples import samples
 from rhumbline.errors import DataError
@@ -23,21 +24,27 @@ from rhumbline.records import Message, Prompt
 
 logger = logging.getLogger(__name__)
 
+COMPARED = (Kind.PAIR, Kind.TIES)
+
 
 def load_prompts(path: str | Path, split: str | None = None, limit: int | None = None) -> list[Prompt]:
     """The distinct prompts of a data file of any kind, in file order, at most `limit`.
 
     The id is the row's own (`prompt_id`, or `id` where a row is one prompt), else a hash of the turns. A prompt whose
     turns were seen before is dropped; how many is logged and counted by `data inspect`. Raises DataError for a row
-    without a prompt (with its number), and for an id that two different prompts claim.
+    without a prompt (with its number), and for an id that two different prompts claim. In files of compared answers, where
+    the prompt is read out of dialogues, such a row is left out and logged, as `load_comparisons` does.
     """
     found: dict[tuple[Message, ...], Prompt] = {}
     owners: dict[str, str] = {}
-    dropped = 0
-    _, stream = samples(rows(path, split), str(path))
+    dropped = unasked = 0
+    detected, stream = samples(rows(path, split), str(path))
     for sample in stream:
         if limit is not None and len(found) >= limit:
             break
+        if detected.kind in COMPARED and not is_asked(sample.messages):
+            unasked += 1
+            continue
         prompt = prompt_of(sample.messages, sample.where, sample.prompt_id, sample.reference)
         if prompt.messages in found:
             dropped += 1
@@ -50,7 +57,17 @@ def load_prompts(path: str | Path, split: str | None = None, limit: int | None =
         owners[prompt.id] = sample.where
     if dropped:
         logger.info("%s: %d prompts, %d duplicates dropped", path, len(found), dropped)
+    if unasked:
+        if not found:
+            raise DataError(f"{path}: none of its {unasked} rows has a prompt that ends with the user's turn")
+        told = "%s: %d prompts, %d rows left out whose prompt does not end with the user's turn"
+        logger.info(told, path, len(found), unasked)
     return list(found.values())
+
+
+def is_asked(messages: Sequence[Message]) -> bool:
+    """Is there something to answer: do the turns end with the user's words?"""
+    return bool(messages) and messages[-1].role == "user" and bool(messages[-1].content.strip())
 
 
 def prompt_of(

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from scipy.stats import chi2
 
+from rhumbline.cards import figures
 from rhumbline.evaluation.gains import directional_gain
 from rhumbline.evaluation.headline import say_unit
 
@@ -32,27 +33,10 @@ JSON = Mapping[str, Any]
 # Readable on white and on black, told apart by colour-blind readers (Okabe and Ito), and doubled by markers.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#3B82C4", "#D55E00")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-NEUTRAL = "#8A8F98"  # the initial policy
-INK, FAINT = "#101113", "#d0d1d3"  # replaced by the page's own colours in SVG
-STYLE: Any = {  # matplotlib types every key of its own
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rhumbline",
-}
+NEUTRAL = figures.BASE  # the initial policy
+INK, FAINT = figures.INK, figures.FAINT  # replaced by the page's own colours in SVG
+STYLE: Any = {**figures.STYLE, "svg.fonttype": "none", "svg.hashsalt": "rhumbline"}
+png = figures.png
 ELLIPSE = float(np.sqrt(chi2.ppf(0.95, 2)))  # radius of the 95% ellipse in standard deviations
 
 
@@ -229,14 +213,6 @@ def reward_kl(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
         figure=figure,
         rows=rows,
     )
-
-
-def png(figure: Figure, dpi: int = 160) -> bytes:
-    """The figure on white, as a PNG file's bytes."""
-    out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
-    return out.getvalue()
 
 
 def svg(figure: Figure, alt: str) -> str:

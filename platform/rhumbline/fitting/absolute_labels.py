@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -140,6 +140,7 @@ class Labelled:
     prompt: Prompt
     response: str
     label: float  # 0..1
+    source: str = ""  # its data set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +183,7 @@ def paraphrase(
         max(0.0, one.label - lower_by * (1 - alike))
         for (one, _), alike in zip(kept, alike_M.clip(0, 1).tolist(), strict=True)
     ]
-    rows = [
-        Labelled(prompt=one.prompt, response=text, label=label) for (one, text), label in zip(kept, labels, strict=True)
-    ]
+    rows = [replace(one, response=text, label=label) for (one, text), label in zip(kept, labels, strict=True)]
     return Paraphrased(rows=tuple(rows), skipped=dict(skipped))
 
 

@@ -48,7 +48,7 @@ def gather_comparisons(recipe: RewardRecipe) -> Contests:
     """Read every data set of the recipe. Ties stay where the recipe learns them, elsewhere they are left out and counted.
 
     Raises DataError, with the recipe's key, for a file that is missing or unreadable, a data set without a training row,
-    a class that no training row has, and fewer conversations than folds.
+    and fewer conversations than folds. Whether what is left serves the kind is for `fitting.checks` to say.
     """
     ties = isinstance(recipe.loss, ComparerLoss) and recipe.loss.ties
     rows: list[tuple[Comparison, str, bool]] = []
@@ -72,7 +72,6 @@ def gather_comparisons(recipe: RewardRecipe) -> Contests:
     for source in recipe.comparisons:
         if not any(rows[i][1] == source and rows[i][2] for i in kept):
             raise DataError(f"comparisons.{source}: no training row is left; left out: {_say(dropped[source])}")
-    _check_classes(recipe, Counter(rows[i][0].winner for i in kept if rows[i][2]))
     groups_N = np.array([groups[i] for i in kept])
     return Contests(
         rows=tuple(rows[i][0] for i in kept),
@@ -129,26 +128,6 @@ def _split(data: ComparisonData, source: str, skipped: Counter[str]) -> list[tup
             f"comparisons.{source}.path=FILE"
         ) from None
     return [(one, True) for one in train] + [(one, False) for one in test]
-
-
-def _check_classes(recipe: RewardRecipe, training: Counter[str]) -> None:
-    """Every class that a comparer learns occurs. Where answers are swapped in training, `a` and `b` are as one."""
-    if not isinstance(recipe.loss, ComparerLoss):
-        return
-    if recipe.loss.swap != "none":
-        training["a"] = training["b"] = training["a"] + training["b"]
-    missing = [name for name in recipe.outputs() if not training[name]]
-    if not missing:
-        return
-    remedy = (
-        "set loss.ties=false, or give data with ties"
-        if missing == ["tie"]
-        else f"loss.swap={recipe.loss.swap} keeps the answers in their order, set another"
-    )
-    raise DataError(
-        f"comparisons: no training row ends in {missing[0]!r}, which the comparer would learn "
-        f"({_say(training)}): {remedy}"
-    )
 
 
 def _folds(groups_N: NDArray[np.str_], train_N: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int64]:

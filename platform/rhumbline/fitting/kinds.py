@@ -65,7 +65,8 @@ def standard(task: Task) -> tuple[Array, Array]:
     """
     labels_UH = task.targets["labels"][task.within("train")]
     spread_H = np.nanstd(labels_UH, axis=0)
-    return np.nanmean(labels_UH, axis=0), np.where(spread_H > 0, spread_H, 1.0)
+    # Labels that are all alike spread by rounding alone.
+    return np.nanmean(labels_UH, axis=0), np.where(spread_H > 1e-6, spread_H, 1.0)
 
 
 class Regression:
@@ -128,9 +129,11 @@ class Absolute:
         return self.form(outputs_MH[:, 0], labels_M, float(mass), weights_N=weights_M)[0]
 
     def figures(self, outputs_NH: Array, units: Sequence[int]) -> Figures:
+        if not units:
+            return {"loss": None, "spearman": None}
         said_M = torch.from_numpy(outputs_NH[[self.task.members[u][0] for u in units], 0])
         labels_M = self.labels_U[list(units)]
-        loss = self.form(said_M, torch.from_numpy(labels_M), float(max(len(units), 1)))[0]
+        loss = self.form(said_M, torch.from_numpy(labels_M), float(len(units)))[0]
         return {"loss": float(loss), "spearman": _ranked(said_M.numpy(), labels_M)}
 
 

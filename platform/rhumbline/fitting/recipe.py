@@ -117,6 +117,17 @@ class Network(Section):
     lm_weight: float = Field(0.0, ge=0)  # regression: of the language-modelling loss on the answers (DPA)
 
 
+class Paraphrases(Section):
+    """More answers of the low end, by any generator; a label is lowered by what was lost. See fitting.paraphrases."""
+
+    # JSONL(.gz), Parquet or a hub name: columns `response`, `paraphrase` and, where it is known, `similarity` in 0..1.
+    path: str
+    # A sentence encoder, 'minilm', a hub name or a folder: says the similarity that a row does not state.
+    encoder: str | None = None
+    per_answer: int = Field(1, gt=0)  # at most; drawn where the file has more
+    lower_by: float = Field(1.0, ge=0)  # the label becomes label - lower_by (1 - similarity), and no less than 0
+
+
 class Absolute(Section):
     """Labels in 0..1 out of several ratings, and how their uneven spread is met. See fitting.absolute_labels."""
 
@@ -126,6 +137,7 @@ class Absolute(Section):
     form: Literal["mse_with_penalty", "sigmoid_mse", "sigmoid_bce"] = "sigmoid_bce"
     low: float = Field(0.4, ge=0, le=1)  # labels up to here are the low end
     high: float = Field(0.9, ge=0, le=1)  # labels from here on are the high end
+    paraphrase: Paraphrases | None = None  # of the low end of what is trained on, before any is drawn more often
     oversample: int = Field(1, gt=0)  # how many times the low end is drawn
     undersample_to: int | None = Field(None, gt=0)  # answers of the middle that are kept, the same of each bin
     loss_weight_strength: float = Field(0.0, ge=0)  # share of N / N_low by which the low end weighs more; 0: not at all
@@ -321,11 +333,13 @@ class RewardRecipe(Section):
             )
         if self.kind == "absolute":
             licences = {data.licence: "" for data in self.ratings.values()}
+            # A weighting turns what is bad round by its sign; one label stays as it is.
+            raw = {name: one.higher_is_better for data in self.ratings.values() for name, one in data.heads.items()}
             return (
                 Head(
                     name=self.absolute.head,
                     source=", ".join(self.ratings),
-                    higher_is_better=True,
+                    higher_is_better=self.absolute.label is None or raw[self.absolute.label],
                     licence=", ".join(licences),
                     **chance,
                 ),

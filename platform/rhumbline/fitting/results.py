@@ -206,18 +206,20 @@ def _paired(
     recipe: RewardRecipe, task: Task, outputs_NH: Array, schema: Schema, draws: dict[str, int]
 ) -> dict[str, Any]:
     learned, names = Preference(task, recipe), np.array([head.name for head in schema.heads])
+    sources = np.array(list(recipe.comparisons))
     rng = np.random.default_rng(recipe.seed)
 
     def sides(split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[int]]:
-        """(P, 2) inputs in a drawn order, lest the place tell the winner; winners, heads, and the unit of each pair."""
+        """(P, 2) inputs in a drawn order, lest the place tell the winner; winners, heads, and the place of each pair."""
         units = task.within(split)
         better_P, worse_P, heads_P = learned.sides(units)
         winner_P = rng.integers(2, size=len(better_P))
         inputs_P2 = np.where(winner_P[:, None] == 0, np.stack([better_P, worse_P], 1), np.stack([worse_P, better_P], 1))
-        return inputs_P2, winner_P, heads_P, [u for u in units for _ in learned.pairs[u]]
+        return inputs_P2, winner_P, heads_P, [p for u in units for p in learned.pairs[u]]
 
     seen_P2, seen_winners, seen_heads, _ = sides("train")
-    inputs_P2, winner_P, heads_P, unit_P = sides("test")
+    inputs_P2, winner_P, heads_P, place_P = sides("test")
+    unit_P, source_P = (task.targets[name][place_P].astype(np.int64) for name in ("unit", "source"))
     baselines = {
         str(name): LengthClasses.fit(
             seen_winners[seen_heads == h], _lengths(task, seen_P2[seen_heads == h]), num_classes=2
@@ -231,7 +233,7 @@ def _paired(
         winner_P,
         _lengths(task, inputs_P2),
         [task.groups[u] for u in unit_P],
-        [task.sources[u] for u in unit_P],
+        sources[source_P].tolist(),
         length_only=baselines,
         temperature=1.0,
         **draws,

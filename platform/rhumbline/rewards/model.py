@@ -23,6 +23,7 @@ from rhumbline import config
 from rhumbline.durable import to_json
 from rhumbline.errors import ConfigError, DataError, RhumblineError, ScoringError
 from rhumbline.rewards.comparer import ComparerRewards
+from rhumbline.rewards.debias import LengthMaps, LengthRemoved
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.objectives import Head, Objectives
 from rhumbline.rewards.regression import RegressionHeads, RegressionRewards
@@ -77,7 +78,7 @@ class RewardModel:
         """
         count = tokenise if tokenise is not None else _tokeniser(policy, trust_remote_code)
         sources = [
-            BUILDERS[source.kind](source, Given(f"rewards.sources.{i}", rewards.token_budget, count))
+            _source(source, Given(f"rewards.sources.{i}", rewards.token_budget, count))
             for i, source in enumerate(rewards.sources)
         ]
         heads_H = [head for one in sources for head in one.heads]
@@ -163,6 +164,17 @@ class Given:
     tokenise: Tokenise
 
 
+def _source(source: config.Source, given: Given) -> Source:
+    one = BUILDERS[source.kind](source, given)
+    maps, where = getattr(source, "length_removed", None), f"{given.where}.length_removed"
+    if maps is None:
+        return one
+    try:
+        return LengthRemoved(one, LengthMaps.load(maps), where)
+    except ConfigError as e:
+        raise ConfigError(str(e) if str(e).startswith(where) else f"{where}: {e}") from None
+
+
 def _rules(source: config.RulesSource, given: Given) -> Source:
     return RuleRewards(source.heads, given.tokenise, f"{given.where}.heads")
 
@@ -176,7 +188,7 @@ def _regression(source: config.RegressionSource, given: Given) -> Source:
 
 
 def _network(source: config.NetworkSource, given: Given) -> Source:
-    options = source.model_dump(exclude={"kind", "path"})
+    options = source.model_dump(exclude=_APART)
     try:
         return TrainedRewards(source.path, token_budget=given.token_budget, **options)
     except ConfigError as e:
@@ -184,13 +196,15 @@ def _network(source: config.NetworkSource, given: Given) -> Source:
 
 
 def _comparer(source: config.ComparerSource, given: Given) -> Source:
-    options = source.model_dump(exclude={"kind", "path"})
+    options = source.model_dump(exclude=_APART)
     try:
         return ComparerRewards(source.path, token_budget=given.token_budget, **options)
     except (ConfigError, DataError) as e:
         raise ConfigError(f"{given.where}: {e}") from None
 
 
+# Of a trained source's section: what its class is not given under its own name.
+_APART = {"kind", "path", "length_removed"}
 BUILDERS: dict[str, Callable[[Any, Given], Source]] = {  # by the `kind` of a section
     "rules": _rules,
     "regression": _regression,
@@ -200,9 +214,10 @@ BUILDERS: dict[str, Callable[[Any, Given], Source]] = {  # by the `kind` of a se
 
 
 def _key(pair: Pair) -> bytes:
+    """All that a score may depend on; the id, since a comparer may look its reference up by it."""
     prompt, response = pair
     said = [[m.role, m.content] for m in prompt.messages]
-    text = to_json({"messages": said, "reference": prompt.reference, "response": response})
+    text = to_json({"id": prompt.id, "messages": said, "reference": prompt.reference, "response": response})
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

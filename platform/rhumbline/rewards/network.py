@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -75,8 +76,10 @@ class Network(nn.Module):
                 f"{type(model).__name__} keeps its outputs in none of {', '.join(HEADS)}: it is not known"
             )
         self.reader = Reader(tokenizer, spec)
+        setattr(self.head, "forward", MethodType(_in_own_precision, self.head))  # noqa: B010  mypy takes it for a mistake
         # After loading: given earlier, transformers would never train that token's embedding.
-        tokenizer.pad_token_id = model.config.pad_token_id = padding_token(tokenizer)
+        padding = padding_token(tokenizer, model.get_input_embeddings().weight.shape[0])
+        tokenizer.pad_token_id = model.config.pad_token_id = model.config.get_text_config().pad_token_id = padding
 
     @classmethod
     def start(
@@ -155,6 +158,7 @@ class Network(nn.Module):
     def attach(self, adapter: config.Lora) -> None:
         """From here on a LoRA and the head are trained, in fp32, and nothing else."""
         self.model = lora.attach(self.model, adapter, task_type="SEQ_CLS")
+        self.head.float()  # peft has trained a copy since, and the original beside it says which precision is read
         if self.lm_head is not None:
             self.lm_head.requires_grad_(False)
 
@@ -244,13 +248,11 @@ class Network(nn.Module):
         return self._on_top(_pooled(states_NTD, spans, self.spec.pooling))
 
     def _on_top(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """(N, H) by the head, in the head's own precision: bf16 would round 50.1 to 50."""
+        """(N, H) by the head."""
         head = self.head
         plain = isinstance(getattr(head, "original_module", head), nn.Linear)
-        with torch.autocast(states_ND.device.type, enabled=False):
-            states_ND = states_ND.to(next(head.parameters()).dtype)
-            # Heads that are more than one layer take the first of several tokens.
-            out_NH = head(states_ND) if plain else head(states_ND[:, None])
+        # Heads that are more than one layer take the first of several tokens.
+        out_NH = head(states_ND) if plain else head(states_ND[:, None])
         return cast(torch.Tensor, out_NH.float())
 
     def _logits(self, states_BTD: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
@@ -302,6 +304,13 @@ class Network(nn.Module):
         copy = deepcopy(self.model).cpu().float()
         copy.load_state_dict({k: v.detach().cpu().float() for k, v in stored.items()})
         return copy.merge_and_unload()
+
+
+def _in_own_precision(self: Any, states: torch.Tensor) -> torch.Tensor:
+    """A head's forward in the precision of its weights, whatever its states and autocast are in: bf16 would round 50.1 to 50."""
+    with torch.autocast(states.device.type, enabled=False):
+        out: torch.Tensor = type(self).forward(self, states.to(next(self.parameters()).dtype))
+    return out
 
 
 def _pooled(states_BTD: torch.Tensor, spans: Sequence[Span], pooling: str) -> torch.Tensor:

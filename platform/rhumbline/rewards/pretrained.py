@@ -40,15 +40,16 @@ def is_decoder(settings: Any) -> bool:
     return causal and not masked
 
 
-def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_token(tokenizer: PreTrainedTokenizerBase, num_embeddings: int | None = None) -> int:
     """A token to pad with that no row ends in: the tokenizer's own, unless it is the end token; then another special one.
 
-    It may occur within a row: transformers looks for the last token that is another. Raises ConfigError where there is none.
+    It may occur within a row: transformers looks for the last token that is another. `num_embeddings`: of the model, which
+    has none for a token that was added to the tokenizer alone. Raises ConfigError where there is none.
     """
     end = tokenizer.eos_token_id
     wanted = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.added_tokens_decoder)
     for token in wanted:
-        if token is not None and token != end:
+        if token is not None and token != end and (num_embeddings is None or token < num_embeddings):
             return cast(int, token)
     raise ConfigError(
         f"{tokenizer.name_or_path or 'the tokenizer'} has no token to pad with but the end token: add one"
@@ -88,7 +89,8 @@ def load_model(
     load_in_8bit: bool,
     trust_remote_code: bool,
 ) -> Any:
-    """The model with the outputs that `settings` names. `fresh`: its head may be new; without it every weight must be there.
+    """The model with the outputs that `settings` names. `fresh`: its head (and an encoder's pooler, which language models
+    lack) may be new; without it every weight must be there.
 
     Raises ConfigError for a folder that transformers cannot read, and for weights that are missing.
     """
@@ -116,13 +118,25 @@ def load_model(
             )
     except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as e:
         raise ConfigError(f"{folder}: transformers cannot load this model with outputs on top: {e}") from e
-    if found["missing_keys"] and not fresh:
-        raise ConfigError(f"{folder}: its weights lack {', '.join(sorted(found['missing_keys'])[:3])}: copy it again")
+    # Those of another size too, which transformers draws anew, and without a word since `quiet`.
+    lost = found["missing_keys"] | {name for name, *_ in found["mismatched_keys"]}
+    lost = {name for name in lost if not fresh or _of_backbone(name)}
+    if lost:
+        raise ConfigError(
+            f"{folder}: its weights lack {', '.join(sorted(lost)[:3])} ({len(lost)} in all), or have them in another size "
+            "than its config.json says: copy it again"
+        )
     if load_in_8bit:
         return model  # it lies on the GPU already, and such weights cannot be moved
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device)
+
+
+def _of_backbone(weight: str) -> bool:
+    """Whether a weight, by its name, belongs to the layers, which are numbered, or to the embeddings."""
+    first, *_ = parts = weight.split(".")
+    return first not in HEADS and any(part.isdigit() or "embed" in part for part in parts)
 
 
 def _eight_bits() -> Any:

@@ -15,7 +15,7 @@ compared after the same words, and share their computation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -39,6 +39,7 @@ QUESTION = (
     "Answer with A, B or tie."
 )
 PROFILE_SHARE = 4  # a profile may fill one part in so many of max_tokens; a longer one loses its end
+SYSTEM_SHARE = 8  # and so may the system message of a prompt that is too long: something must be left for the question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,8 @@ class Reader:
         room = self.spec.max_tokens - self.spec.max_response_tokens - len(end)
         if len(opening) + len(asked) > room:
             if self.chat:
+                prompt = self._with_short_system(prompt)
+                _, asked, _ = self._asked(prompt, known)
                 opening = self._opening(prompt, known, asked)
                 asked = asked[len(opening) :]
             asked = asked[-self._left(room, len(opening)) :]
@@ -124,16 +127,25 @@ class Reader:
     def _known(self, profile: Profile) -> str | None:
         """A profile as text, of a length that leaves room for the rest; None for none."""
         text = profile_text(profile)
-        if text is None:
-            return None
-        ids, limit = self._ids(text), self.spec.max_tokens // PROFILE_SHARE
+        return None if text is None else self._beginning(text, self.spec.max_tokens // PROFILE_SHARE)
+
+    def _beginning(self, text: str, limit: int) -> str:
+        """At most `limit` tokens of a text; a longer one loses its end."""
+        ids = self._ids(text)
         return text if len(ids) <= limit else cast(str, self.tokenizer.decode(list(ids[:limit]))).strip()
+
+    def _with_short_system(self, prompt: Prompt) -> Prompt:
+        first, *rest = prompt.messages
+        if first.role != "system":
+            return prompt
+        said = self._beginning(first.content, self.spec.max_tokens // SYSTEM_SHARE)
+        return replace(prompt, messages=(replace(first, content=said), *rest))
 
     def _left(self, room: int, used: int, least: int = 1) -> int:
         if room - used < least:
             raise ConfigError(
-                f"network.max_tokens leaves no room for the prompt: {used} of {room} tokens are the template's marks and "
-                "the judge's profile, raise it"
+                f"network.max_tokens leaves no room for the prompt: {used} of {room} tokens are the template's marks, "
+                "the judge's profile and the system message, raise it"
             )
         return room - used
 

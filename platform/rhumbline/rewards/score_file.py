@@ -82,10 +82,10 @@ def score_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab+") as file:
         done, last, end = _kept(file, form, out)
-        file.truncate(end)
         if last is not None:
             _check(model, list(islice(stream, done)), done, last, out)
-        elif end == 0:
+        file.truncate(end)  # after the checks: what is refused stays as it was
+        if end == 0:
             file.write(form.header)
         while chunk := list(islice(stream, CHUNK)):
             file.write(b"".join(form.line(row) for row in _scored(model, chunk)))
@@ -99,10 +99,15 @@ def score_file(
 def _scored(model: RewardModel, chunk: Sequence[Answer]) -> list[dict[str, Any]]:
     scores_NK = model.score([(one.prompt, one.response) for one in chunk])
     return [
-        {"row": one.row, "answer": one.answer, "prompt_id": " ".join(one.prompt.id.split())}
+        {"row": one.row, "answer": one.answer, "prompt_id": _on_a_line(one.prompt.id)}
         | dict(zip(model.names, scores_K.tolist(), strict=True))
         for one, scores_K in zip(chunk, scores_NK, strict=True)
     ]
+
+
+def _on_a_line(name: str) -> str:
+    """A prompt's id as every file can hold it: JSON lets in halves of characters, which UTF-8 has no bytes for."""
+    return " ".join(name.split()).encode("utf-8", "replace").decode()
 
 
 def _kept(file: io.BufferedRandom, form: _Form, out: Path) -> tuple[int, dict[str, Any] | None, int]:
@@ -112,6 +117,8 @@ def _kept(file: io.BufferedRandom, form: _Form, out: Path) -> tuple[int, dict[st
     last = b""
     for number, line in enumerate(file):
         if not line.endswith(b"\n"):
+            if number == 0 and line[: len(form.start)] != form.start[: len(line)]:
+                raise DataError(f"{out}: begins with {line[:60]!r}, expected {form.start!r}: {_REMEDY}")
             break
         if number == 0 and form.header:
             if line != form.header:
@@ -144,6 +151,7 @@ _REMEDY = "it is not the beginning of this work. Give another --out, or remove t
 
 class _Form(Protocol):
     header: bytes
+    start: bytes  # what every file of this form begins with
 
     def line(self, row: dict[str, Any]) -> bytes: ...
 
@@ -154,6 +162,7 @@ class _Form(Protocol):
 
 class _JsonLines:
     header = b""
+    start = b'{"row": '
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
@@ -171,7 +180,7 @@ class _JsonLines:
 class _Csv:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
-        self.header = self._line(self.columns)
+        self.header = self.start = self._line(self.columns)
 
     def line(self, row: dict[str, Any]) -> bytes:
         return self._line([row[name] for name in self.columns])

@@ -22,7 +22,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,7 +42,20 @@ Kind = Literal["regression", "preference", "absolute", "comparer"]
 SCHEMA = "schema.json"
 FORMAT = 1
 # Of a network's folder: all that its scores depend on.
-FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges.txt", "*.jinja")
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*.py",  # code that the model brings along
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",  # of SentencePiece
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "chat_template.json",
+)
 PROBE_TOLERANCE = 0.5  # points of 100: arithmetic of another machine, not another model
 # In 8 bits a score depends a little on its batch: which columns are kept in 16 bits is decided over all of it.
 TOLERANCE_8BIT, PROBE_TOLERANCE_8BIT = 0.02, 5.0
@@ -171,7 +184,7 @@ class Schema:
         if data.get("format") != FORMAT or set(data) != wanted:
             raise ConfigError(f"{path}: format {data.get('format')} with keys {sorted(data)}, expected format {FORMAT}")
         try:
-            return cls(
+            schema = cls(
                 kind=data["kind"],
                 heads=tuple(Head(**head) for head in data["heads"]),
                 base=data["base"],
@@ -183,6 +196,13 @@ class Schema:
             )
         except (TypeError, KeyError, ValueError, AttributeError) as e:
             raise ConfigError(f"{path} cannot be read: {e}") from None
+        counts = {len(maps) for maps in schema.maps.values()}
+        if schema.kind not in get_args(Kind) or counts != {len(schema.heads)}:
+            raise ConfigError(
+                f"{path}: a {schema.kind!r} model with {len(schema.heads)} heads and maps of {sorted(counts)} outputs, "
+                f"expected a map per head and a kind of {', '.join(get_args(Kind))}"
+            )
+        return schema
 
 
 def publish(folder: str | Path, schema: Schema, score: Callable[[Sequence[Pair]], Array]) -> Schema:
@@ -227,6 +247,12 @@ def check_network(schema: Schema, network: Network, score: Callable[[Sequence[Pa
     if network.fingerprint != dict(schema.fingerprint):
         raise ConfigError(
             f"the schema is of another network: {dict(schema.fingerprint)}, this is {network.fingerprint}"
+        )
+    heads = tuple(head.name for head in schema.heads)
+    if schema.kind != "comparer" and heads != network.spec.outputs:
+        raise ConfigError(
+            f"the schema is of another network: its heads are {', '.join(heads)}, this one gives "
+            f"{', '.join(network.spec.outputs)}, in this order"
         )
     pairs = [
         (Prompt(id=str(i), messages=(Message(role="user", content=probe["prompt"]),)), str(probe["response"]))
@@ -275,7 +301,7 @@ class TrainedRewards:
     @property
     def id(self) -> str:
         said = {"schema": self.schema.id, "output": self.output, "profile": self.profile, "8bit": self.load_in_8bit}
-        return hashlib.sha256(durable.to_json(said).encode()).hexdigest()[:16]
+        return hashlib.sha256(durable.to_json(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def setup(self, network: Network | None = None) -> None:
         """Load the network and check it. Raises ConfigError for files or scores that are not the schema's, ScoringError
