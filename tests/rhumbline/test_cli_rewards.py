@@ -81,7 +81,7 @@ def test_a_card_on_pairs_with_a_second_scorer(here: Path) -> None:
     assert (same["percent"]["value"], same["kappa"]["value"]) == (100, 1)
     assert (same["length_percent"]["value"], same["length_kappa"]["value"]) == (100, 1)
     assert card["correlations"]["of"] == "pairs"
-    assert card["pairs"]["long"]["all"]["score_with_length"]["value"] == pytest.approx(1)
+    assert card["pairs"]["long"]["all"]["score_with_length"]["value"] > 0.95  # the rule is no straight line
     assert (here / "card/figures/accuracy.png").exists()
     assert str(here) not in (here / "card/card.md").read_text()
 

@@ -152,7 +152,7 @@ def _ratings(
     labels_NH = np.pad(labels_NH, [(0, 0), (0, len(told.names) - labels_NH.shape[1])], constant_values=np.nan)
     lengths_N, prompts = [count(one.response) for one in rated], [conversation_id(one.prompt) for one in rated]
     sources = [one.source for one in rated]
-    ends = {head.name: (float(head.score(head.raw_low)), float(head.score(head.raw_high))) for head in model.heads}
+    ends = {head.name: head.ends for head in model.heads}
     out = sections.rated(
         told.names,
         told.scores_NH,

@@ -105,6 +105,7 @@ def describe(
         answers.groups_N[test_N],
         answers.sources_N[test_N],
         length_only_NH=by_length_NH[test_N],
+        ends={head.name: head.ends for head in heads.schema.heads},
         num_resamples=recipe.bootstrap,
         seed=recipe.seed,
     )

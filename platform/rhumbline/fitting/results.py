@@ -165,7 +165,8 @@ def _rated(
     draws: dict[str, int],
 ) -> dict[str, Any]:
     names = [head.name for head in schema.heads]
-    return _ratings(task, names, schema.scores(outputs_NH), task.targets["labels"], draws)
+    ends = {head.name: head.ends for head in schema.heads}
+    return _ratings(task, names, schema.scores(outputs_NH), task.targets["labels"], draws, ends)
 
 
 def _absolute(
@@ -181,7 +182,12 @@ def _absolute(
 
 
 def _ratings(
-    task: Task, names: Sequence[str], scores_NH: Array, labels_UH: Array, draws: dict[str, int]
+    task: Task,
+    names: Sequence[str],
+    scores_NH: Array,
+    labels_UH: Array,
+    draws: dict[str, int],
+    ends: Mapping[str, tuple[float, float]] | None = None,  # a head's lowest and highest label; None: 0 and 100
 ) -> dict[str, Any]:
     """A unit is an answer; baselines are fitted on what was trained on."""
     train, test = (task.read_by(task.within(split)) for split in ("train", "test"))
@@ -198,6 +204,7 @@ def _ratings(
         [task.groups[u] for u in units],
         [task.sources[u] for u in units],
         length_only_NH=np.stack([line(lengths["test"]) for line in lines], axis=1),
+        ends=ends,
         **draws,
     )
 

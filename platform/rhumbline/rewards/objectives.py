@@ -46,6 +46,11 @@ class Head:
                 f"got {self.raw_low}, {self.raw_high} and {self.scale}"
             )
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Scores of the lowest and the highest label: 10 and 90 where 0..4 is mapped by 20 r + 10."""
+        return float(self.score(self.raw_low)), float(self.score(self.raw_high))
+
     def score(self, raw: ArrayLike) -> Array:
         """Labels on their own scale -> 0-100. NaN (no label) stays NaN."""
         return np.asarray(raw, dtype=np.float64) * self.scale + self.offset
