@@ -205,7 +205,8 @@ def _ratings(
         [task.sources[u] for u in units],
         length_only_NH=np.stack([line(lengths["test"]) for line in lines], axis=1),
         ends=ends,
-        **draws,
+        num_resamples=draws["num_resamples"],
+        seed=draws["seed"],
     )
 
 

@@ -192,11 +192,12 @@ def _with_paraphrases(recipe: RewardRecipe, task: Task) -> Task:
         source: {**told, "paraphrases": sum(one.source == source for one in new)}
         for source, told in task.counts.items()
     }
+    learned: tuple[Split, ...] = ("train",) * len(new)
     return replace(
         task,
         inputs=(*task.inputs, *(Input(one.prompt, one.response) for one in new)),
         members=(*task.members, *((first + i,) for i in range(len(new)))),
-        splits=(*task.splits, *("train" for _ in new)),
+        splits=(*task.splits, *learned),
         groups=(*task.groups, *(conversation_id(one.prompt) for one in new)),
         sources=(*task.sources, *(one.source for one in new)),
         folds=(*task.folds, *(-1 for _ in new)),
