@@ -192,7 +192,7 @@ def _with_paraphrases(recipe: RewardRecipe, task: Task) -> Task:
         source: {**told, "paraphrases": sum(one.source == source for one in new)}
         for source, told in task.counts.items()
     }
-    learned: tuple[Split, ...] = ("train",) * len(new)
+    learned: list[Split] = ["train"] * len(new)
     return replace(
         task,
         inputs=(*task.inputs, *(Input(one.prompt, one.response) for one in new)),
