@@ -3,6 +3,7 @@
 correlation.py  how well scores follow ratings
 accuracy.py     how well a scorer or a comparer judges pairs
 agreement.py    how far two scorers say the same
+conflicts.py    pairs on which the heads of a model are judged contrarily
 length_only.py  what length alone predicts, the baseline of both
 resampling.py   intervals over prompts
 sections.py     all of it as the sections of a card

@@ -181,6 +181,21 @@ def _pairs(card: JSON) -> Iterator[str]:
     )
 
 
+def _conflicts(card: JSON) -> Iterator[str]:
+    told = card.get("conflicts")
+    if not told:
+        return
+    yield from ("", "## Pairs on which the heads are judged contrarily", "")
+    yield from _head("pairs", "judgements", "own head right", "any single score", "all of a pair right")
+    cells = (_cell(told["accuracy"], 3), f"{told['one_score']:.3f}", _cell(told["all_right"], 3))
+    yield _line(told["pairs"], told["n"], *cells)
+    yield from (
+        "",
+        "The same two answers, of which one is better by one head's judges and the other by another's. *Any single score* is the",
+        "most that one score for all heads can reach here.",
+    )
+
+
 def _classes(card: JSON) -> Iterator[str]:
     told = card.get("classes")
     if not told:
@@ -297,6 +312,7 @@ _SECTIONS = (
     _ratings,
     _ranges,
     _pairs,
+    _conflicts,
     _classes,
     _cross_validation,
     _reliability,

@@ -198,7 +198,10 @@ def _pairs(
     margins_PH, lengths_P2 = after_P2H[:, 0] - after_P2H[:, 1], _lengths(found, count)
     prompts, judged = _prompts(found), [row.head for row in found]
     winners, sources = _winners(found), [row.source for row in found]
-    out = sections.paired(told.names, margins_PH, judged, winners, lengths_P2, prompts, sources, **draws)
+    texts = [((row.prompt.id, row.a), (row.prompt.id, row.b)) for row in found]
+    out = sections.paired(
+        told.names, margins_PH, judged, winners, lengths_P2, prompts, sources, texts_P2=texts, **draws
+    )
     if maps is not None:
         out |= sections.cost_of_pairs(maps, told.names, before_P2H, after_P2H, winners, lengths_P2, prompts, **draws)
     if second is not None:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rhumbline.cards.accuracy import calibration, credits, ece, measure_classes, measure_pairs
 from rhumbline.cards.agreement import agree, verdicts
+from rhumbline.cards.conflicts import conflicts
 from rhumbline.cards.correlation import correlations, error_by_range, measure, pair_correlations, scores_by_label
 from rhumbline.cards.length_only import LengthClasses, held_out_line
 from rhumbline.cards.resampling import Resamples
@@ -87,15 +88,18 @@ def paired(
     prompts_P: ArrayLike,
     sources_P: ArrayLike,
     *,
+    texts_P2: Sequence[tuple[Hashable, Hashable]] | None = None,
     length_only: Mapping[str, LengthClasses] | None = None,
     temperature: float | None = None,
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Heads against pairs that people judged: pairs and reliability per head, and correlations of differences within pairs.
+    """Heads against pairs that people judged: pairs and reliability per head, conflicts between heads, and correlations of
+    differences within pairs.
 
     `judged_P` names the head that each pair was judged by. A head is measured on its own pairs; one that no pair names, on
-    all of them. `temperature`: see `accuracy.measure_pairs`. `length_only`: by head, of the training split.
+    all of them. `texts_P2` names the two answers: see `conflicts`. `temperature`: see `accuracy.measure_pairs`.
+    `length_only`: by head, of the training split.
     """
     margins, judged = np.asarray(margins_PH, dtype=np.float64), np.asarray(judged_P)
     winners, lengths = np.asarray(winners_P, dtype=np.int64), np.asarray(lengths_P2, dtype=np.float64).reshape(-1, 2)
@@ -120,6 +124,10 @@ def paired(
         told = _by_source(sources[own], figures)
         _lift_reliability(out["reliability"], name, told)
         out["pairs"][name] = told
+    if texts_P2 is not None:
+        out["conflicts"] = conflicts(
+            names, margins, judged.tolist(), winners, texts_P2, prompts, num_resamples=num_resamples, seed=seed
+        )
     return out | {"correlations": pair_correlations(names, margins, lengths[:, 0] - lengths[:, 1])}
 
 

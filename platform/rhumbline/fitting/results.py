@@ -242,6 +242,7 @@ def _paired(
         _lengths(task, inputs_P2),
         [task.groups[u] for u in unit_P],
         sources[source_P].tolist(),
+        texts_P2=[(int(a), int(b)) for a, b in inputs_P2],
         length_only=baselines,
         temperature=1.0,
         **draws,
