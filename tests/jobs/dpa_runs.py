@@ -57,7 +57,7 @@ def recipe(folder: Path, **changes: object) -> Path:
         },
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**content, **changes}))
+    path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
     return path
 
 
