@@ -20,8 +20,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from benchmarks.measure.inputs import answers, first_queries, smol
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
-from benchmarks.measure.work import answers, first_queries, smol
 from rhumbline.cli import user_errors
 from rhumbline.learning.policy import load_tokenizer, set_threads
 from rhumbline.rewards.features import Pair

@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from benchmarks.measure.inputs import answers, first_queries, smol
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare
-from benchmarks.measure.work import answers, first_queries, smol
 from rhumbline import config
 from rhumbline.cli import user_errors
 from rhumbline.codecs import conversation
