@@ -23,9 +23,9 @@ from typing import Annotated
 import typer
 
 from actors.generator import Generator
+from benchmarks.measure.inputs import first_queries, smol
 from benchmarks.measure.options import Out, Pairs, Threads
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
-from benchmarks.measure.work import first_queries, smol
 from rhumbline import config
 from rhumbline.cli import user_errors
 from rhumbline.learning.policy import resolve, set_threads

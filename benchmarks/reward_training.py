@@ -41,11 +41,11 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from benchmarks.measure.inputs import smol
 from benchmarks.measure.options import Data, Out, Pairs, Seed, Split, Threads
 from benchmarks.measure.ratio import RESULTS, WARM_UP, Side, Work, compare
 from benchmarks.measure.texts import Asked, described, made, read
 from benchmarks.measure.trainer import seconds_of, unattended
-from benchmarks.measure.work import smol
 from rhumbline.cli import user_errors
 from rhumbline.errors import ConfigError
 from rhumbline.fitting.kinds import Preference

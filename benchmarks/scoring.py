@@ -29,10 +29,10 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.measure.inputs import smol
 from benchmarks.measure.options import Data, Out, Pairs, Seed, Split, Threads
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
 from benchmarks.measure.texts import described, made, read
-from benchmarks.measure.work import smol
 from rhumbline.cli import user_errors
 from rhumbline.errors import ConfigError
 from rhumbline.learning.policy import load_tokenizer, resolve, set_threads

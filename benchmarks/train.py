@@ -24,10 +24,10 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from benchmarks.measure.inputs import answers, first_queries, smol
 from benchmarks.measure.options import Out, Pairs, Seed, Threads
 from benchmarks.measure.ratio import WARM_UP, Side, Work, compare
 from benchmarks.measure.trainer import seconds_of, unattended
-from benchmarks.measure.work import answers, first_queries, smol
 from rhumbline import config
 from rhumbline.cli import user_errors
 from rhumbline.codecs import conversation

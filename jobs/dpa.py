@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Directional preference alignment: one policy for every direction of a cone (Wang et al. 2024, arXiv:2402.18571).
 
-ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/dpa.py --runs /shared/runs   # the embedded default
+ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/dpa.py --runs /mnt/rhumbline/runs   # the embedded default
 python jobs/dpa.py --recipe jobs/recipes/smol.yaml learner.lr=1e-4  # any key of the recipe
 python jobs/dpa.py --recipe jobs/recipes/smol.yaml --resume         # goes on where the ledger stands
 

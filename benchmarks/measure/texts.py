@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.work import stretches
+from benchmarks.measure.inputs import stretches
 from rhumbline.data.prompts import prompt_of
 from rhumbline.errors import ConfigError
 from rhumbline.plan import Plan

@@ -15,9 +15,9 @@ from rhumbline.records import Message, Prompt
 
 FILES = {
     f"{f.parent.name}/{f.name.removesuffix('.jsonl.gz')}": f
-    for f in Path(__file__).resolve().parents[3].glob("*/data/*/*.jsonl.gz")
+    for f in (Path(__file__).parents[2] / "data").glob("*/*.jsonl.gz")  # where the recipes read it
 }
-needs_shared = pytest.mark.skipif(not FILES, reason="no folder beside the checkout holds data")
+needs_data = pytest.mark.skipif(not FILES, reason="no real data in data/")
 WHY = Prompt(id="why", messages=(Message(role="user", content="Why?"),))
 
 
@@ -236,7 +236,7 @@ def test_answers_to_one_question_in_two_trees_do_not_meet(tmp_path: Path) -> Non
 # --- real files, where they are at hand -------------------------------------------------------------------------------
 
 
-@needs_shared
+@needs_data
 @pytest.mark.parametrize(
     ("name", "options", "kept", "skipped"),
     [
@@ -264,7 +264,7 @@ def test_real_files(name: str, options: dict[str, Any], kept: int, skipped: dict
         assert all(one.profile and one.user for one in found.rows)
 
 
-@needs_shared
+@needs_data
 def test_ranks_give_the_pairs_that_were_published_as_pairs() -> None:
     def told(rows: tuple[Comparison, ...]) -> set[tuple[str, ...]]:
         both = [(one.a, one.b) if one.winner == "a" else (one.b, one.a) for one in rows]

@@ -12,9 +12,9 @@ from rhumbline.data.ratings import load_ratings
 from rhumbline.errors import DataError
 from tests.rhumbline.chat_fakes import CHATML, INST, byte_tokenizer
 
-FILES = sorted(Path(__file__).resolve().parents[3].glob("*/data/*/*.jsonl.gz"))
+FILES = sorted((Path(__file__).parents[2] / "data").glob("*/*.jsonl.gz"))  # where the recipes read it
 OASST1 = next((f for f in FILES if f.parts[-2:] == ("oasst1", "attribute_ratings.jsonl.gz")), Path("absent"))
-needs_shared = pytest.mark.skipif(not FILES, reason="no folder beside the checkout holds data")
+needs_data = pytest.mark.skipif(not FILES, reason="no real data in data/")
 
 
 def written(path, rows):
@@ -140,9 +140,9 @@ NO_PROMPTS = {  # tables that are joined to others, and ratings without their te
 EMPTIES = {"pandalm/pairs_with_ties": 54, "hh_two_objectives/two_objective_pairs": 5}
 
 
-@needs_shared
+@needs_data
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name.removesuffix('.jsonl.gz')}")
-def test_every_shared_file_is_understood_or_refused(path):
+def test_every_file_of_real_data_is_understood_or_refused(path):
     if f"{path.parent.name}/{path.name.removesuffix('.jsonl.gz')}" in NO_PROMPTS:
         with pytest.raises(DataError, match=r"the columns .* are no kind of data"):
             inspect(path)
@@ -154,7 +154,7 @@ def test_every_shared_file_is_understood_or_refused(path):
     assert len(load_prompts(path, limit=50)) == min(50, found.prompts)
 
 
-@needs_shared
+@needs_data
 def test_oasst_ratings():
     rated = load_ratings(OASST1)
     # 987 answers; 3 have no rating at all and 5 have quality alone.
@@ -168,7 +168,7 @@ def test_oasst_ratings():
     assert max(len(r.prompt.messages) for r in rated) >= 5
 
 
-@needs_shared
+@needs_data
 def test_splits_of_conversations_that_open_alike():
     prompts = load_prompts(OASST1)
     splits = split_by_hash(prompts, evaluation=20, seed=0)

@@ -136,9 +136,9 @@ def _worker(rank: int, size: int, port: int, policy: str, out: str, settings: di
             report=report,
         )
     except KeyboardInterrupt:
-        pass
-    finally:
-        dist.destroy_process_group()
+        dist.barrier()  # the other rank may still be in a collective of this step
+        os._exit(0)  # like a kill: an engine that is torn down while it trains may abort, by a race of its threads
+    dist.destroy_process_group()
 
 
 def _rotary(rank: int, rendezvous: str) -> None:
