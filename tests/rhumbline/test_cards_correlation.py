@@ -35,14 +35,21 @@ def test_figures_by_hand() -> None:
     assert figures["spearman"]["value"] == pytest.approx(1)
     assert figures["label_with_length"]["value"] == pytest.approx(0.5)  # ranks 1 2 3 and 1 3 2
     assert figures["length_only_spearman"] == {"value": None, "low": None, "high": None}  # a level line ranks nothing
+    assert figures["gain"] == {"value": None, "low": None, "high": None}
     low, high = figures["mae"]["low"], figures["mae"]["high"]
     assert 10 <= low <= 50 / 3 <= high <= 20
 
 
+def test_the_gain_is_over_what_length_ranks() -> None:
+    figures = measure([1, 2, 3], [1, 2, 3], [9, 9, 9], ["p", "q", "r"], [1, 3, 2], num_resamples=200, seed=0)
+    assert figures["gain"]["value"] == pytest.approx(1 - 0.5)  # ranks 1 2 3 against 1 3 2
+    assert figures["gain"]["low"] == pytest.approx(0)  # the two that length ranks rightly
+
+
 def test_a_baseline_that_is_not_known_is_null() -> None:
     figures = measure([1, 2, 3], [1, 2, 3], [1, 2, 3], ["p"] * 3, [np.nan] * 3, num_resamples=5, seed=0)
-    names = ("length_only_spearman", "length_only_pearson", "length_only_mae")
-    assert [figures[name]["value"] for name in names] == [None] * 3
+    names = ("length_only_spearman", "length_only_pearson", "length_only_mae", "gain")
+    assert [figures[name]["value"] for name in names] == [None] * 4
     assert figures["spearman"]["value"] == pytest.approx(1)
 
 

@@ -87,9 +87,9 @@ def _ridge(card: JSON) -> Iterator[str]:
         for name, head in card["heads"].items():
             f = head[split]
             if not f["n"]:
-                yield f"| {name} | 0 |" + " |" * 9
+                yield f"| {name} | 0 |" + " |" * (1 + len(_CORRELATED))
                 continue
-            yield _line(name, f["n"], f"{head['alpha']:.3g}", *(_cell(f[key]) for key in _CORRELATED.values()))
+            yield _line(name, f["n"], f"{head['alpha']:.3g}", *(_cell(f.get(key)) for key in _CORRELATED.values()))
     yield ""
     yield from _POINTS.splitlines()
 
@@ -100,6 +100,7 @@ _CORRELATED = {
     "Spearman": "spearman",
     "at equal length": "spearman_given_length",
     "length only": "length_only_spearman",
+    "gain": "gain",
     "Pearson": "pearson",
     "MAE": "mae",
     "length-only MAE": "length_only_mae",
@@ -108,8 +109,8 @@ _CORRELATED = {
 }
 _POINTS = """\
 Points are of 0-100; brackets are 95% intervals over prompts. *At equal length* is the partial rank correlation
-with the answer's tokens held fixed, *length only* a line on log length. Scores are predictions of mean ratings:
-narrower than the ratings themselves, and not cut to 0-100."""
+with the answer's tokens held fixed, *length only* a line on log length, *gain* the Spearman less that of length only.
+Scores are predictions of mean ratings: narrower than the ratings themselves, and not cut to 0-100."""
 
 
 def _ratings(card: JSON) -> Iterator[str]:
@@ -121,6 +122,7 @@ def _ratings(card: JSON) -> Iterator[str]:
         "Spearman": columns.pop("Spearman"),
         "at equal length": columns.pop("at equal length"),
         "length only": columns.pop("length only"),
+        "gain": columns.pop("gain"),
         "Pearson": columns.pop("Pearson"),
         "length-only Pearson": "length_only_pearson",
         **columns,

@@ -36,8 +36,9 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of one head on one split, in points of 0-100: `n`, `prompts`, and {value, low, high} each.
 
-    `length_only_N` is what length alone predicts (`length_only.LengthOnly`). NaN labels are left out. A figure that is not
-    defined (constant scores, constant labels) is null.
+    `length_only_N` is what length alone predicts (`length_only.LengthOnly`); `gain` is the scores' rank correlation less that of
+    length alone, on the same answers. NaN labels are left out. A figure that is not defined (constant scores, constant labels)
+    is null.
     """
     y_all = np.asarray(labels_N, dtype=np.float64)
     has_N = ~np.isnan(y_all)
@@ -52,6 +53,7 @@ def measure(
         "pearson": lambda i: pearson(s[i], y[i]),
         "spearman_given_length": lambda i: partial_spearman(s[i], y[i], n[i]),
         "length_only_spearman": lambda i: spearman(base[i], y[i]) if known else None,
+        "gain": lambda i: _difference(spearman(s[i], y[i]), spearman(base[i], y[i])) if known else None,
         "length_only_pearson": lambda i: pearson(base[i], y[i]),
         "score_with_length": lambda i: spearman(s[i], n[i]),
         "label_with_length": lambda i: spearman(y[i], n[i]),
@@ -63,6 +65,10 @@ def measure(
         "length_only_mae": draws.mean(np.abs(base - y)),
         **{name: draws.interval(figure) for name, figure in figures.items()},
     }
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def partial_spearman(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float | None:

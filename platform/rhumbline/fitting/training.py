@@ -93,6 +93,7 @@ def fit(
     order = Order(len(units), learner.batch_size, learner.epochs, seed)
     network = _start(recipe, seed)
     rows = [read(network, one) for one in task.inputs]
+    shared = network.decoder and recipe.kind != "comparer"  # prompts, by their answers
     engine = make_engine(learner, network, adamw(network, learner.lr, learner.betas, learner.weight_decay), world)
     which = identity(recipe, task, seed)
     state = {"tokens": 0, "loss": float("nan"), "watch": None, **checkpoints.resume(engine, resume_from, which)}
@@ -105,7 +106,7 @@ def fit(
         torch.manual_seed(derive_seed(seed, step, rank))  # dropout
         first = step * learner.batch_size
         drawn = [(units[i], (first + j) // len(units)) for j, i in enumerate(order[step])]
-        loss, parts, read_tokens = _accumulate(engine, learned, rows, drawn, recipe, world)
+        loss, parts, read_tokens = _accumulate(engine, learned, rows, shared, drawn, recipe, world)
         lr, grad_norm = update(engine, learner, loss, step, len(order))
         step, tokens, own_tokens = step + 1, tokens + read_tokens, own_tokens + read_tokens
         held: Figures = {}
@@ -219,6 +220,7 @@ def _accumulate(
     engine: Engine,
     learned: Learned,
     rows: Sequence[Row],
+    shared: bool,
     drawn: Sequence[tuple[int, int]],
     recipe: RewardRecipe,
     world: World,
@@ -230,7 +232,7 @@ def _accumulate(
     members = [learned.members(unit, epoch) for unit, epoch in drawn]
     mass = learned.mass([unit for unit, _ in drawn])
     learned_tokens = sum(sum(_learned_tokens(rows[i])) for own in members for i in own)
-    sizes = [_size([rows[i] for i in own], shared=recipe.kind != "comparer") for own in members]
+    sizes = [_size([rows[i] for i in own], shared) for own in members]
     groups = cuts(sizes, recipe.learner.micro_batch_tokens, world.size)
     mine, labels_total, lm_total = groups[world.rank :: world.size], 0.0, 0.0
     for position, group in enumerate(mine):
@@ -262,7 +264,7 @@ def _learned_tokens(row: Row) -> list[float]:
 
 
 def _size(rows: Sequence[Row], shared: bool) -> int:
-    """Tokens of a unit: answers to one prompt share it."""
+    """Tokens of a unit: where it is `shared`, a prompt is computed once for its answers."""
     return sum(map(len, rows)) - (sum(len(row.prefix) for row in rows[1:]) if shared else 0)
 
 

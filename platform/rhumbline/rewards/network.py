@@ -48,7 +48,7 @@ from rhumbline.rewards.pretrained import (
 )
 from rhumbline.rewards.reading import NetworkSpec as NetworkSpec
 from rhumbline.rewards.reading import Reader
-from rhumbline.rewards.trees import PACKED_TOKENS, Row, Side, Span, Tree, batches, lay_out, trees_of
+from rhumbline.rewards.trees import PACKED_TOKENS, Row, Side, Span, Tree, batches, lay_out, like_lengths, trees_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,6 +230,13 @@ class Network(nn.Module):
         return max(PACKED_TOKENS, 2 * self.spec.max_tokens)
 
     def _encoded(self, rows: Sequence[Row]) -> torch.Tensor:
+        """(N, H). Rows of like lengths go together: an encoder computes what it is padded with like everything else."""
+        groups = like_lengths([len(row) for row in rows])
+        out_NH = torch.cat([self._padded([rows[i] for i in group]) for group in groups])
+        places_N = torch.tensor([i for group in groups for i in group]).argsort()
+        return out_NH[places_N.to(out_NH.device)]
+
+    def _padded(self, rows: Sequence[Row]) -> torch.Tensor:
         width = max(map(len, rows))
         ids_NT = torch.full((len(rows), width), cast(int, self.tokenizer.pad_token_id), dtype=torch.long)
         mask_NT, second_NT = torch.zeros_like(ids_NT), torch.zeros_like(ids_NT)

@@ -20,6 +20,7 @@ import torch
 
 Side = Literal["right", "left"]  # where a short row of a batch is filled up
 PACKED_TOKENS = 512  # of a prompt and its answers in one tree; attention grows with its square
+SHORTEST = 0.75  # of the longest row that it is padded to
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,17 @@ def batches(trees: Sequence[Tree], token_budget: int) -> Iterator[Sequence[Tree]
         size = max(1, token_budget // len(trees[begin]))
         yield trees[begin : begin + size]
         begin += size
+
+
+def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices into `lengths`, longest first, in groups whose shortest is at least SHORTEST of the longest."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and lengths[i] >= SHORTEST * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def lay_out(trees: Sequence[Tree], filler: int, side: Side = "right") -> Layout:
