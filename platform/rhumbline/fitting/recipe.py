@@ -113,6 +113,9 @@ class Network(Section):
     pooling: Literal["end", "mean"] = "end"  # the end token after the answer, or the mean over the answer
     max_tokens: int = Field(512, gt=1)  # of prompt and answer, or of prompt and both answers
     max_response_tokens: int = Field(384, gt=0)  # of one answer; a comparer spreads max_tokens instead
+    say_lengths: bool = (
+        False  # comparer: before each answer stands its share of the length of both, which cutting hides
+    )
     freeze: bool = False  # train the head alone
     lm_weight: float = Field(0.0, ge=0)  # regression: of the language-modelling loss on the answers (DPA)
 
@@ -254,6 +257,8 @@ class RewardRecipe(Section):
             raise ValueError(
                 "network.lm_weight needs the kind regression, and network.freeze false: a frozen backbone learns no language"
             )
+        if self.network.say_lengths and self.kind != "comparer":
+            raise ValueError("network.say_lengths needs the kind comparer: it compares two answers")
         if self.network.freeze and self.learner.lora is not None:
             raise ValueError("network.freeze trains the head alone: give learner.lora as null, or freeze: false")
         if self.kind == "comparer" and len(heads := {data.head for data in self.comparisons.values()}) > 1:

@@ -332,7 +332,8 @@ def _facts(recipe: RewardRecipe, task: Task, result: Mapping[str, Any]) -> dict[
     return {
         "Kind": recipe.kind,
         "Backbone": f"`{recipe.backbone}`, trained: {trained}",
-        "Reads": f"at most {network.max_tokens} tokens, pooled: {network.pooling}",
+        "Reads": f"at most {network.max_tokens} tokens, pooled: {network.pooling}"
+        + (", each answer after its share of the length of both" if network.say_lengths else ""),
         "Trained on": f"{result['num_units']} {drawn}, {learner.epochs} epochs, {learner.batch_size} a step, "
         f"lr {learner.lr:g}, seed {recipe.seed}",
         "Kept": kept,

@@ -168,6 +168,7 @@ def spec_of(recipe: RewardRecipe) -> NetworkSpec:
         pooling=wanted.pooling,
         max_tokens=wanted.max_tokens,
         max_response_tokens=wanted.max_response_tokens,
+        say_lengths=wanted.say_lengths,
         outputs=recipe.outputs(),
     )
 

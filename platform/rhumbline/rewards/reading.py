@@ -38,6 +38,7 @@ QUESTION = (
     "Which response to the prompt is better?\n\nPrompt:\n{prompt}\n\nResponse A:\n{a}\n\nResponse B:\n{b}\n\n"
     "Answer with A, B or tie."
 )
+LENGTH = "Length: {}%\n"  # of both answers together; tens, which a small model can tell apart
 PROFILE_SHARE = 4  # a profile may fill one part in so many of max_tokens; a longer one loses its end
 SYSTEM_SHARE = 8  # and so may the system message of a prompt that is too long: something must be left for the question
 
@@ -51,6 +52,7 @@ class NetworkSpec:
     pooling: Pool = "end"  # a decoder's end token or an encoder's first one; mean: over the answer's tokens
     max_tokens: int = 512  # of all that is read, marks included
     max_response_tokens: int = 256  # pair: a longer answer loses its end; the prompt has what this leaves of max_tokens
+    say_lengths: bool = False  # triple: before an answer stands its share of the length of both, which cutting hides
 
     def __post_init__(self) -> None:
         if self.kind_of_input not in ("pair", "triple") or self.pooling not in ("end", "mean"):
@@ -58,6 +60,8 @@ class NetworkSpec:
                 f"network: expected input pair or triple and pooling end or mean, got {self.kind_of_input!r} and "
                 f"{self.pooling!r}"
             )
+        if self.kind_of_input == "pair" and self.say_lengths:
+            raise ConfigError("network.say_lengths compares two answers: it is for the kind comparer")
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ConfigError(f"network: expected outputs of different names, got {', '.join(self.outputs) or 'none'}")
         if self.kind_of_input == "pair" and not 1 <= self.max_response_tokens < self.max_tokens:
@@ -101,12 +105,13 @@ class Reader:
         """
         frame = self._frame(self._known(profile))
         texts = [self._ids(text) for text in (transcript(prompt.messages), a, b)]
-        room = self._left(self.spec.max_tokens, sum(map(len, frame)), least=3)
+        notes = [self._plain(LENGTH.format(share)) for share in shares(a, b)] if self.spec.say_lengths else [(), ()]
+        room = self._left(self.spec.max_tokens, sum(map(len, (*frame, *notes))), least=3)
         kept = spread([len(text) for text in texts], room)
         asked, first, second = (without_middle(text, n) for text, n in zip(texts, kept, strict=True))
         return Row(
             prefix=(*frame[0], *asked, *frame[1]),
-            answer=(*first, *frame[2], *second, *frame[3]),
+            answer=(*notes[0], *first, *frame[2], *notes[1], *second, *frame[3]),
             length=len(texts[1]) + len(texts[2]),
         )
 
@@ -219,6 +224,12 @@ def transcript(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in messages)
+
+
+def shares(a: str, b: str) -> tuple[int, int]:
+    """How much of the characters of both each answer has, in tens of percent."""
+    both = len(a) + len(b)
+    return (round(10 * len(a) / both) * 10, round(10 * len(b) / both) * 10) if both else (50, 50)
 
 
 def spread(lengths: Sequence[int], budget: int) -> tuple[int, ...]:
