@@ -76,10 +76,11 @@ def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command
         show_task(recipe, task, out)
         return
     which = identity(recipe, task, recipe.seed)
+    work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
     if finished(out, which):
+        shutil.rmtree(work, ignore_errors=True)  # a kill after the rename has left it
         print(f"reward model: {out}, finished before by this recipe on this data")
         return
-    work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
     steps = work / f"metrics-{which[:12]}.jsonl"  # another recipe with the same --out has a file of its own
     with training(recipe, local) as train:
         folds = []

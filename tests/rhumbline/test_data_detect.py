@@ -23,7 +23,12 @@ def note(rating):
 NESTED = {
     "instruction": "Why?",
     "completions": [
-        {"response": "So.", "model": "m", "annotations": {"instruction_following": note("5"), "honesty": note("N/A")}},
+        {
+            "response": "So.",
+            "model": "m",
+            "overall_score": 7.5,
+            "annotations": {"instruction_following": note("5"), "honesty": note("N/A")},
+        },
         {"response": "No.", "model": "n", "annotations": {"instruction_following": note("1"), "honesty": note("2.5")}},
     ],
 }
@@ -146,7 +151,7 @@ CASES = {
         Kind.NESTED,
         WHY,
         ("So.", "No."),
-        ({"instruction_following": 5.0}, {"instruction_following": 1.0, "honesty": 2.5}),
+        ({"instruction_following": 5.0, "overall_score": 7.5}, {"instruction_following": 1.0, "honesty": 2.5}),
     ),
 }
 

@@ -196,7 +196,7 @@ def _ratings(row: Mapping[str, Any], found: Detected, where: str) -> tuple[Mappi
     if found.kind in (Kind.RATINGS, Kind.SCORES):
         return (_numbers(row.get(found.columns["ratings" if found.kind is Kind.RATINGS else "scores"]), where),)
     if found.kind is Kind.NESTED:
-        return tuple(_annotations(c.get("annotations"), where) for c in row.get(found.columns["completions"]) or ())
+        return tuple(_annotations(c, where) for c in row.get(found.columns["completions"]) or ())
     return ()
 
 
@@ -216,13 +216,13 @@ def _numbers(cell: Any, where: str) -> dict[str, float]:
     return out
 
 
-def _annotations(cell: Any, where: str) -> dict[str, float]:
-    """UltraFeedback: {aspect: {"Rating": "4", ...}}. Its annotators write 'N/A' for what they did not rate.
-
-    `overall_score` beside the annotations is left alone: in the published data it is known to be wrong for some rows.
+def _annotations(completion: Mapping[str, Any], where: str) -> dict[str, float]:
+    """UltraFeedback: {aspect: {"Rating": "4", ...}}, where its annotators write 'N/A' for what they did not rate; and, beside
+    the aspects, `overall_score`, which in the published data is known to be wrong for some rows.
     """
     out: dict[str, float] = {}
-    for aspect, note in (cell or {}).items():
+    overall = {"overall_score": completion.get("overall_score")}
+    for aspect, note in {**(completion.get("annotations") or {}), **overall}.items():
         value = note.get("Rating") if isinstance(note, Mapping) else note
         if value is None or str(value).strip().upper() in ("N/A", "NA", ""):
             continue

@@ -1,7 +1,7 @@
 """Losses: pure functions of tensors that return (loss, metrics). To add one: a file, and a line here.
 
 Those that share an interface are in a dict, by the name that a recipe gives them. The losses of reward models,
-`regression`, `preference`, `comparison` and `disentangle`, have one each.
+`regression`, `preference` and `comparison`, have one each.
 """
 
 from __future__ import annotations
