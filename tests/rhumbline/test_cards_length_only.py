@@ -45,6 +45,28 @@ def test_classes_by_length_beat_the_prior_and_the_uniform_guess() -> None:
     np.testing.assert_allclose(model(lengths).sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_its_logits_give_its_probabilities(classes: int) -> None:
+    winners, lengths = judged()
+    told = winners < classes
+    model = LengthClasses.fit(winners[told], lengths[told], classes)
+    d = np.log((1 + lengths[:, 0]) / (1 + lengths[:, 1]))
+    weights_C3 = np.array(model.logits())
+    logits = np.stack([np.ones_like(d), d, np.abs(d)], axis=1) @ weights_C3.T
+    found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, model(lengths), atol=0.01)  # which are smoothed by one pair of each class
+    np.testing.assert_array_equal(weights_C3[1], weights_C3[0] * [1, -1, 1])
+    assert (weights_C3[2:, 1] == 0).all()
+
+
+def test_logits_of_a_class_that_was_never_seen_are_small_and_finite() -> None:
+    lengths = np.array([[9, 1], [1, 9], [5, 2]] * 40)
+    bias_a, _, bias_tie = (b for b, _, _ in LengthClasses.fit([0, 1, 0] * 40, lengths).logits())
+    assert -6 < bias_tie < bias_a - 2
+    same = LengthClasses.fit([0, 1, 2], [[5, 5]] * 3).logits()  # length tells nothing apart
+    np.testing.assert_allclose(same, [[np.log(1 / 3), 0, 0]] * 3)
+
+
 def test_the_place_of_an_answer_is_no_clue() -> None:
     """Of chosen and rejected the first always wins: a baseline with an intercept for places would know every answer."""
     lengths = np.exp(np.random.default_rng(1).normal(4, 1, size=(300, 2)))

@@ -69,7 +69,7 @@ def test_every_kind_has_what_it_needs() -> None:
         ("absolute", {"absolute": {"weights": {"god": 1.0}}}, "Did you mean 'good'"),
         ("absolute", {"absolute": {"label": "good", "low": 0.9}}, "absolute.low must be below"),
         ("absolute", {"network": {"lm_weight": 0.1}}, "network.lm_weight needs the kind regression"),
-        ("preference", {"network": {"say_lengths": True}}, "network.say_lengths needs the kind comparer"),
+        ("preference", {"network": {"length_expert": True}}, "network.length_expert needs the kind comparer"),
         ("comparer", {"folds": 1}, "one fold leaves nothing"),
         ("comparer", {"early_stopping": {"every": 5, "metric": "spearman"}}, "spearman is no figure of comparer"),
         ("comparer", {"early_stopping": {"every": 5}, "validation": 0}, "early_stopping needs validation"),

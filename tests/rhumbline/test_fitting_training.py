@@ -62,6 +62,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         ("absolute", {"absolute": {"label": "good", "form": "mse_with_penalty"}}),
         ("preference", {"learner": {"lora": LORA}, "loss": {"margin": "strength", "centring": 0.01}}),
         ("comparer", {"learner": {"lora": LORA}, "loss": {"swap": "both"}}),
+        ("comparer", {"network": {"max_tokens": 320, "length_expert": True}}),
         ("regression", {"network": {"max_tokens": 160, "max_response_tokens": 48, "freeze": True}}),
     ],
 )

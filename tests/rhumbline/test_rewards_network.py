@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,21 @@ def test_answers_that_share_a_prompt_have_the_gradient_of_those_that_do_not(deco
         network.outputs([row]).square().sum().backward()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(together[name], parameter.grad, atol=2e-4, rtol=1e-3)
+
+
+def test_logits_by_length_are_added_kept_and_turn_with_the_answers(base: Path, tmp_path: Path) -> None:
+    logits = ((0.1, 2.0, -0.5), (0.1, -2.0, -0.5), (-0.3, 0.0, 0.25))
+    plain = started(base, TRIPLE)
+    known = Network(plain.model, plain.tokenizer, replace(TRIPLE, length_logits=logits)).eval()
+    rows = rows_of(plain)
+    d_N = np.array([row.log_ratio for row in rows])
+    assert np.ptp(d_N) > 0.5
+    added_NC = np.stack([np.ones_like(d_N), d_N, np.abs(d_N)], axis=1) @ np.array(logits).T
+    np.testing.assert_allclose(known.raw(rows), plain.raw(rows) + added_NC, atol=1e-5)
+    known.save(tmp_path)
+    loaded = Network.load(tmp_path)
+    assert loaded.spec == known.spec
+    np.testing.assert_allclose(loaded.raw(rows), known.raw(rows), atol=1e-5)
 
 
 def test_a_fresh_head_is_near_zero_and_follows_the_seed(decoder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,6 @@ from rhumbline.rewards.reading import (
     NetworkSpec,
     Reader,
     profile_text,
-    shares,
     spread,
     transcript,
     without_middle,
@@ -27,7 +28,7 @@ from tests.rhumbline.rewards_fakes import ask
 START, END = 256, 257  # <|im_start|> and <|im_end|> of the byte tokenizer
 
 
-def reader(kind: str = "pair", encoder: bool = False, template: str = CHATML, **options: int | bool) -> Reader:
+def reader(kind: str = "pair", encoder: bool = False, template: str = CHATML, **options: int) -> Reader:
     spec = NetworkSpec(kind_of_input=kind, outputs=("a", "b", "tie"), **{"max_tokens": 400, **options})
     return Reader(letter_tokenizer() if encoder else prepare(byte_tokenizer(template)), spec)
 
@@ -139,26 +140,11 @@ def test_a_triple_that_is_too_long_keeps_beginning_and_end_of_each_text() -> Non
     assert len(swapped) == 300
 
 
-def test_a_triple_says_how_long_an_answer_is_that_it_cuts() -> None:
-    reading = reader("triple", max_tokens=330, say_lengths=True)
-    row = reading.triple(ask("Why?"), "A" * 500, "B" * 260)
-    said = text(reading, row)
-    assert "Response A:\nLength: 70%\nAA" in said
-    assert "Response B:\nLength: 30%\nBB" in said
-    assert len(row) == 330
-    plain = reader("triple", max_tokens=330).triple(ask("Why?"), "A" * 500, "B" * 260)
-    assert row.prefix == plain.prefix
-    assert row.length == plain.length == 760
-    encoder = reader("triple", encoder=True, say_lengths=True)
-    assert text(encoder, encoder.triple(ask("Why?"), "", "")).replace(" ", "").count("length:50%") == 2
-
-
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_shares_of_length_follow_the_order_of_the_answers(a: str, b: str) -> None:
-    first, second = shares(a, b)
-    assert shares(b, a) == (second, first)
-    assert 90 <= first + second <= 110
-    assert (first >= second) == (len(a) >= len(b)) or first == second
+def test_a_triple_knows_how_long_the_answers_are_that_it_cuts() -> None:
+    reading = reader("triple", max_tokens=330)
+    row, swapped = (reading.triple(ask("Why?"), *both) for both in (("A" * 499, "B" * 249), ("B" * 249, "A" * 499)))
+    assert row.log_ratio == pytest.approx(math.log(2))
+    assert swapped.log_ratio == -row.log_ratio
 
 
 def test_a_conversation_is_told_turn_by_turn() -> None:
@@ -216,8 +202,8 @@ def test_an_encoder_keeps_profile_and_budget() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="different names, got a, a"):
         NetworkSpec(kind_of_input="pair", outputs=("a", "a"))
-    with pytest.raises(ConfigError, match="say_lengths compares two answers"):
-        NetworkSpec(kind_of_input="pair", outputs=("a",), say_lengths=True)
+    with pytest.raises(ConfigError, match="logits by length are of two answers and 1 outputs, got 1 for a pair"):
+        NetworkSpec(kind_of_input="pair", outputs=("a",), length_logits=((0.0, 0.0, 0.0),))
     with pytest.raises(ConfigError, match="max_response_tokens must leave room"):
         NetworkSpec(kind_of_input="pair", outputs=("a",), max_tokens=10, max_response_tokens=10)
     assert NetworkSpec(kind_of_input="triple", outputs=("a",), max_tokens=10)  # spreads max_tokens instead

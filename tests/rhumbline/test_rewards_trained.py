@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from rhumbline.rewards.trained import (
     Schema,
     TrainedRewards,
     absolute_maps,
+    known_profile,
     preference_maps,
     publish,
     regression_maps,
@@ -55,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base="tiny",
         fingerprint=network.fingerprint,
         maps=maps,
+        conditional=True,
         calibration=calibration,
     )
     publish(folder, schema, lambda pairs: schema.scores(outputs(network, pairs)))
@@ -96,6 +99,14 @@ def test_a_source_scores_as_its_schema_says(made: Path) -> None:
     assert rewards.id != probable.id
     assert len({TrainedRewards(made, profile=who).id for who in (None, "old", "young")}) == 3
     assert TrainedRewards(made, profile={"age": "9"}).id == TrainedRewards(made, profile="age: 9").id
+
+
+def test_a_profile_is_for_networks_that_have_seen_some(made: Path) -> None:
+    plain = replace(Schema.load(made), conditional=False)
+    assert known_profile(plain, {}, made) is None
+    with pytest.raises(ConfigError, match=r"made.* was trained without knowing who judges"):
+        known_profile(plain, "old", made)
+    assert plain.id != Schema.load(made).id
 
 
 def test_a_profile_changes_scores(made: Path) -> None:

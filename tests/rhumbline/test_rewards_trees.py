@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhumbline.rewards.trees import Row, Span, batches, lay_out, trees_of
+from rhumbline.rewards.trees import Row, Span, batches, lay_out, like_lengths, trees_of
 
 ROWS = [Row((5, 6), (7, 2), 1), Row((5, 6), (8, 9, 2), 2)]
 
@@ -49,3 +49,17 @@ def test_a_short_tree_is_filled_up_on_either_side() -> None:
     # padding sees padding, so that no row of the mask is empty, and nothing else sees it
     assert left.seen_BTT[1].any(dim=-1).all()
     assert not left.seen_BTT[1, 5:, :5].any()
+
+
+def test_rows_of_like_lengths_go_together() -> None:
+    assert like_lengths([10, 100, 8, 75, 74]) == [[1, 3], [4], [0, 2]]
+    assert like_lengths([]) == []
+
+
+@given(st.lists(st.integers(1, 500)))
+def test_groups_of_like_lengths_hold_every_row_once_and_waste_a_quarter_at_most(lengths: list[int]) -> None:
+    groups = like_lengths(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        own = [lengths[i] for i in group]
+        assert min(own) >= 0.75 * max(own)

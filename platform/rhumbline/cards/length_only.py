@@ -85,6 +85,25 @@ class LengthClasses:
             out_PC = (self.num_pairs * out_PC + 1) / (self.num_pairs + len(self.shares_C))
         return out_PC
 
+    def logits(self) -> tuple[tuple[float, float, float], ...]:
+        """(C,) of the classes: bias, factor of d, factor of |d|. Exchanging the answers exchanges a and b exactly; a class that
+        was never seen counts as seen once.
+        """
+        weights_C3 = np.zeros((len(self.shares_C), 3))
+        weights_C3[:, 0] = np.log(self.shares_C)
+        if self.model is not None:
+            coefficients_KF, biases_K = self.model.coef_ / self.scale, self.model.intercept_
+            if len(self.model.classes_) == 2:  # one logit, of the second class against the first
+                coefficients_KF = np.concatenate([-coefficients_KF, coefficients_KF]) / 2
+                biases_K = np.concatenate([-biases_K, biases_K]) / 2
+            biases_K = biases_K - np.logaddexp.reduce(biases_K)  # log probabilities at equal lengths, as shares are
+            weights_C3[self.model.classes_] = np.concatenate([biases_K[:, None], coefficients_KF], axis=1)
+        bias, _, either = (weights_C3[0] + weights_C3[1]) / 2
+        toward = (weights_C3[0, 1] - weights_C3[1, 1]) / 2
+        weights_C3[0], weights_C3[1] = (bias, toward, either), (bias, -toward, either)
+        weights_C3[2:, 1] = 0.0
+        return tuple((float(b), float(d), float(m)) for b, d, m in weights_C3)
+
 
 def class_prior(winners_P: ArrayLike, num_classes: int = 3, *, both_orders: bool = True) -> Array:
     """(C,) shares of a, b and tie, each class counted once more than it was seen. `both_orders`: a and b share alike."""

@@ -113,9 +113,7 @@ class Network(Section):
     pooling: Literal["end", "mean"] = "end"  # the end token after the answer, or the mean over the answer
     max_tokens: int = Field(512, gt=1)  # of prompt and answer, or of prompt and both answers
     max_response_tokens: int = Field(384, gt=0)  # of one answer; a comparer spreads max_tokens instead
-    say_lengths: bool = (
-        False  # comparer: before each answer stands its share of the length of both, which cutting hides
-    )
+    length_expert: bool = False  # comparer: a regression on lengths comes first, the network learns what it leaves
     freeze: bool = False  # train the head alone
     lm_weight: float = Field(0.0, ge=0)  # regression: of the language-modelling loss on the answers (DPA)
 
@@ -251,14 +249,14 @@ class RewardRecipe(Section):
             if self.features.layer == 0:
                 raise ValueError("features.layer is required and missing")
             return self
-        if self.network.max_response_tokens >= self.network.max_tokens:
+        if self.kind != "comparer" and self.network.max_response_tokens >= self.network.max_tokens:
             raise ValueError("network.max_response_tokens must be below network.max_tokens: a prompt needs room")
         if self.network.lm_weight > 0 and (self.kind != "regression" or self.network.freeze):
             raise ValueError(
                 "network.lm_weight needs the kind regression, and network.freeze false: a frozen backbone learns no language"
             )
-        if self.network.say_lengths and self.kind != "comparer":
-            raise ValueError("network.say_lengths needs the kind comparer: it compares two answers")
+        if self.network.length_expert and self.kind != "comparer":
+            raise ValueError("network.length_expert needs the kind comparer: it compares two answers")
         if self.network.freeze and self.learner.lora is not None:
             raise ValueError("network.freeze trains the head alone: give learner.lora as null, or freeze: false")
         if self.kind == "comparer" and len(heads := {data.head for data in self.comparisons.values()}) > 1:

@@ -79,7 +79,12 @@ def schema_of(recipe: RewardRecipe, task: Task, outputs_NH: Array, fingerprint: 
     maps = MAPS[recipe.kind](recipe, task, outputs_NH)
     assert recipe.kind != "ridge"
     schema = Schema(
-        kind=recipe.kind, heads=recipe.heads(), base=recipe.backbone, fingerprint=dict(fingerprint), maps=maps
+        kind=recipe.kind,
+        heads=recipe.heads(),
+        base=recipe.backbone,
+        fingerprint=dict(fingerprint),
+        maps=maps,
+        conditional=any(one.profile is not None for one in task.inputs),
     )
     if recipe.kind == "comparer":
         return schema
@@ -277,12 +282,12 @@ def _classes(recipe: RewardRecipe, parts: Sequence[tuple[Task, Array]], draws: d
         shifted_UC = np.exp(logits_UC - logits_UC.max(axis=1, keepdims=True))
         one_order.append(shifted_UC / shifted_UC.sum(axis=1, keepdims=True))
         winners.append(learned.winner_U[units])
-        lengths.append(_lengths_of_both(task, units))
+        lengths.append(task.lengths_of_both(units))
         groups += [task.groups[u] for u in units]
         sources += [task.sources[u] for u in units]
         if len(parts) == 1:
             seen = learned.winner_U[train]
-            baseline = LengthClasses.fit(seen, _lengths_of_both(task, train), num_classes=len(recipe.outputs()))
+            baseline = LengthClasses.fit(seen, task.lengths_of_both(train), num_classes=len(recipe.outputs()))
     return sections.compared(
         np.concatenate(said),
         np.concatenate(winners),
@@ -310,12 +315,6 @@ def _lengths(task: Task, inputs: Any) -> NDArray[np.int64]:
     return every_N[np.asarray(inputs, dtype=np.int64)]
 
 
-def _lengths_of_both(task: Task, units: Sequence[int]) -> NDArray[np.int64]:
-    """(U, 2) characters of the two answers of comparisons."""
-    firsts = [task.inputs[task.members[u][0]] for u in units]
-    return np.array([(len(one.answer), len(one.other or "")) for one in firsts], dtype=np.int64).reshape(-1, 2)
-
-
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +332,7 @@ def _facts(recipe: RewardRecipe, task: Task, result: Mapping[str, Any]) -> dict[
         "Kind": recipe.kind,
         "Backbone": f"`{recipe.backbone}`, trained: {trained}",
         "Reads": f"at most {network.max_tokens} tokens, pooled: {network.pooling}"
-        + (", each answer after its share of the length of both" if network.say_lengths else ""),
+        + (", its logits added to those of a regression on the lengths" if network.length_expert else ""),
         "Trained on": f"{result['num_units']} {drawn}, {learner.epochs} epochs, {learner.batch_size} a step, "
         f"lr {learner.lr:g}, seed {recipe.seed}",
         "Kept": kept,

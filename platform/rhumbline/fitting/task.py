@@ -78,6 +78,11 @@ class Task:
         """Places of the inputs of these units, each once, in order."""
         return sorted({i for u in units for i in self.members[u]})
 
+    def lengths_of_both(self, units: list[int]) -> NDArray[np.int64]:
+        """(U, 2) characters of the two answers of comparisons, in the order of the data."""
+        firsts = [self.inputs[self.members[u][0]] for u in units]
+        return np.array([(len(one.answer), len(one.other or "")) for one in firsts], dtype=np.int64).reshape(-1, 2)
+
     def fold(self, held_out: int) -> Task:
         """The same task tested on one fold of the training rows and trained on the others; its own test rows are gone."""
         splits = tuple(

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from rhumbline.cards.length_only import LengthClasses
 from rhumbline.errors import TrainingError
 from rhumbline.fitting.kinds import BETTER, KINDS, Figures, Learned
 from rhumbline.fitting.recipe import METRICS, EarlyStopping, RewardRecipe
@@ -91,7 +92,8 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     learned, units = KINDS[recipe.kind](task, recipe), task.within("train")
     order = Order(len(units), learner.batch_size, learner.epochs, seed)
-    network = _start(recipe, seed)
+    spec = spec_of(recipe, task)
+    network = _start(recipe, spec, seed)
     rows = [read(network, one) for one in task.inputs]
     shared = network.decoder and recipe.kind != "comparer"  # prompts, by their answers
     engine = make_engine(learner, network, adamw(network, learner.lr, learner.betas, learner.weight_decay), world)
@@ -136,7 +138,7 @@ def fit(
             }
             report(figures, folder)
     seconds = time.perf_counter() - began
-    adapter = _publish(engine, recipe, seed, out, world, out / BEST if watch.kept_step else None)
+    adapter = _publish(engine, recipe, spec, seed, out, world, out / BEST if watch.kept_step else None)
     return FitResult(
         checkpoint=out,
         adapter=adapter,
@@ -160,15 +162,19 @@ def told(result: FitResult) -> dict[str, Any]:
     return {name: value for name, value in asdict(result).items() if name not in ("checkpoint", "adapter")}
 
 
-def spec_of(recipe: RewardRecipe) -> NetworkSpec:
-    """What the recipe's network reads and gives."""
+def spec_of(recipe: RewardRecipe, task: Task) -> NetworkSpec:
+    """What the recipe's network reads and gives. A length expert is fitted on the training comparisons."""
     wanted = recipe.network
+    expert: tuple[tuple[float, float, float], ...] = ()
+    if wanted.length_expert:
+        units, classes = task.within("train"), len(recipe.outputs())
+        expert = LengthClasses.fit(task.targets["winner"][units], task.lengths_of_both(units), classes).logits()
     return NetworkSpec(
         kind_of_input="triple" if recipe.kind == "comparer" else "pair",
         pooling=wanted.pooling,
         max_tokens=wanted.max_tokens,
         max_response_tokens=wanted.max_response_tokens,
-        say_lengths=wanted.say_lengths,
+        length_logits=expert,
         outputs=recipe.outputs(),
     )
 
@@ -333,14 +339,14 @@ class _Watch:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def _start(recipe: RewardRecipe, seed: int, device: str | None = None) -> Network:
+def _start(recipe: RewardRecipe, spec: NetworkSpec, seed: int, device: str | None = None) -> Network:
     """The backbone with a fresh head, and what the recipe trains of it set to be trained."""
     learner, frozen = recipe.learner, recipe.network.freeze
     base = getattr(torch, learner.weights_dtype) if learner.lora is not None else torch.float32
     torch.manual_seed(derive_seed(seed, "head"))
     network = Network.start(
         resolve(recipe.backbone),
-        spec_of(recipe),
+        spec,
         lm=recipe.network.lm_weight > 0,
         trust_remote_code=recipe.trust_remote_code,
         dtype=base,
@@ -366,14 +372,14 @@ def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _publish(
-    engine: Engine, recipe: RewardRecipe, seed: int, out: Path, world: World, best: Path | None
+    engine: Engine, recipe: RewardRecipe, spec: NetworkSpec, seed: int, out: Path, world: World, best: Path | None
 ) -> Path | None:
     """Write the weights of `best`, else the last ones, through a fresh network: no engine's casts and shards get in."""
     weights = engine.weights(trained_only=True)
     if world.rank == 0:
         if best is not None:
             weights = load_file(best)
-        fresh = _start(recipe, seed, device="cpu")
+        fresh = _start(recipe, spec, seed, device="cpu")
         known = dict(fresh.named_parameters())
         if weights.keys() != trained(fresh).keys():
             raise TrainingError(f"{out}: the trained weights are not those that the network trains")

@@ -29,8 +29,8 @@ from rhumbline.rewards.features import Pair, Side
 from rhumbline.rewards.invariance import TOLERANCE, check_invariance
 from rhumbline.rewards.network import Network
 from rhumbline.rewards.objectives import Head
-from rhumbline.rewards.reading import Profile, profile_text
-from rhumbline.rewards.trained import TOLERANCE_8BIT, Schema, check_network, open_network
+from rhumbline.rewards.reading import Profile
+from rhumbline.rewards.trained import TOLERANCE_8BIT, Schema, check_network, known_profile, open_network
 
 Array = NDArray[np.float64]
 PROBE_REFERENCE = "I am not sure."  # what known answers are compared with when a comparer loads
@@ -119,7 +119,7 @@ class ComparerRewards:
         if self.schema.kind != "comparer":
             raise ConfigError(f"{self.folder} holds a {self.schema.kind} network: its source is kind: network")
         self.references = None if reference is None else read_references(reference)
-        self.profile, self.token_budget = profile_text(profile), token_budget
+        self.profile, self.token_budget = known_profile(self.schema, profile, self.folder), token_budget
         self.load_in_8bit, self.trust_remote_code = load_in_8bit, trust_remote_code
         self.comparer: Comparer | None = None
 

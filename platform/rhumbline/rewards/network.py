@@ -7,9 +7,9 @@
     Network.load("rewards/mine").raw(rows)    # (2, 1) float64, in batches, without gradients
 
 It is transformers' own classification model: a decoder is read at the end token of the answer, an encoder at its first token
-through its own head. On one row without padding, transformers' forward gives our outputs (pooling `mean` is ours alone).
-A decoder computes a prompt once for all its answers (`trees`). An encoder is padded on its right, whatever is asked: its
-positions are counted from the left, and padding there would move them.
+through its own head. On one row without padding, transformers' forward gives our outputs; pooling `mean` and the logits by
+length are ours alone. A decoder computes a prompt once for all its answers (`trees`). An encoder is padded on its right,
+whatever is asked: its positions are counted from the left, and padding there would move them.
 
 The known trap: where padding is the end token, transformers takes the token before it for the last one and scores another
 position. So another padding token is chosen and saved. N rows, H outputs, B trees, T tokens, D hidden size, V vocabulary,
@@ -133,7 +133,8 @@ class Network(nn.Module):
                 f"{path}/config.json is not of a reward network that jobs/reward.py wrote: no {SPEC!r} in it"
             )
         try:
-            spec = NetworkSpec(**{**said, "outputs": tuple(said["outputs"])})
+            logits = tuple(tuple(one) for one in said["length_logits"])
+            spec = NetworkSpec(**{**said, "outputs": tuple(said["outputs"]), "length_logits": logits})
         except (TypeError, KeyError) as e:
             raise ConfigError(f"{path}/config.json: {SPEC!r} cannot be read: {e}") from None
         options: dict[str, Any] = {"dtype": dtype, "device": device, "load_in_8bit": load_in_8bit}
@@ -183,7 +184,7 @@ class Network(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Outputs, and with `lm` the logits of every answer token: what an engine may wrap."""
         if not self.decoder:
-            return self._encoded(rows), None
+            return self._encoded(rows) + self._by_length(rows), None
         layout = lay_out(trees_of(rows, self._limit), self.tokenizer.pad_token_id, side)
         device, spans = self.device, [layout.spans[i] for i in range(len(rows))]
         states_BTD = self.inner.base_model(
@@ -192,7 +193,7 @@ class Network(nn.Module):
             position_ids=layout.positions_BT.to(device),
             use_cache=False,
         ).last_hidden_state
-        outputs_NH = self._on_top(_pooled(states_BTD, spans, self.spec.pooling))
+        outputs_NH = self._on_top(_pooled(states_BTD, spans, self.spec.pooling)) + self._by_length(rows)
         return outputs_NH, self._logits(states_BTD, spans) if lm else None
 
     def batches(self, rows: Sequence[Row], token_budget: int) -> Iterator[list[int]]:
@@ -253,6 +254,14 @@ class Network(nn.Module):
         states_NTD = self.inner.base_model(**given).last_hidden_state
         spans = [Span(n, len(row.prefix), len(row), 0) for n, row in enumerate(rows)]
         return self._on_top(_pooled(states_NTD, spans, self.spec.pooling))
+
+    def _by_length(self, rows: Sequence[Row]) -> torch.Tensor:
+        """(N, H) what the lengths of two answers say before they are read; of one answer, nothing."""
+        if not self.spec.length_logits:
+            return torch.zeros(len(rows), len(self.spec.outputs), device=self.device)
+        d_N = torch.tensor([row.log_ratio for row in rows], device=self.device)
+        logits_H3 = torch.tensor(self.spec.length_logits, device=self.device)
+        return torch.stack([torch.ones_like(d_N), d_N, d_N.abs()], dim=1) @ logits_H3.T
 
     def _on_top(self, states_ND: torch.Tensor) -> torch.Tensor:
         """(N, H) by the head."""

@@ -14,6 +14,7 @@ compared after the same words, and share their computation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
@@ -38,7 +39,6 @@ QUESTION = (
     "Which response to the prompt is better?\n\nPrompt:\n{prompt}\n\nResponse A:\n{a}\n\nResponse B:\n{b}\n\n"
     "Answer with A, B or tie."
 )
-LENGTH = "Length: {}%\n"  # of both answers together; tens, which a small model can tell apart
 PROFILE_SHARE = 4  # a profile may fill one part in so many of max_tokens; a longer one loses its end
 SYSTEM_SHARE = 8  # and so may the system message of a prompt that is too long: something must be left for the question
 
@@ -52,7 +52,9 @@ class NetworkSpec:
     pooling: Pool = "end"  # a decoder's end token or an encoder's first one; mean: over the answer's tokens
     max_tokens: int = 512  # of all that is read, marks included
     max_response_tokens: int = 256  # pair: a longer answer loses its end; the prompt has what this leaves of max_tokens
-    say_lengths: bool = False  # triple: before an answer stands its share of the length of both, which cutting hides
+    # triple: (C,) logits by length alone, each bias, times d, times |d| with d = log((1 + chars a) / (1 + chars b)). The
+    # network's own are added to them: cut as they are, it cannot see how long the answers were.
+    length_logits: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind_of_input not in ("pair", "triple") or self.pooling not in ("end", "mean"):
@@ -60,8 +62,11 @@ class NetworkSpec:
                 f"network: expected input pair or triple and pooling end or mean, got {self.kind_of_input!r} and "
                 f"{self.pooling!r}"
             )
-        if self.kind_of_input == "pair" and self.say_lengths:
-            raise ConfigError("network.say_lengths compares two answers: it is for the kind comparer")
+        if self.length_logits and (self.kind_of_input, len(self.length_logits)) != ("triple", len(self.outputs)):
+            raise ConfigError(
+                f"network: logits by length are of two answers and {len(self.outputs)} outputs, got "
+                f"{len(self.length_logits)} for a {self.kind_of_input}"
+            )
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ConfigError(f"network: expected outputs of different names, got {', '.join(self.outputs) or 'none'}")
         if self.kind_of_input == "pair" and not 1 <= self.max_response_tokens < self.max_tokens:
@@ -105,14 +110,14 @@ class Reader:
         """
         frame = self._frame(self._known(profile))
         texts = [self._ids(text) for text in (transcript(prompt.messages), a, b)]
-        notes = [self._plain(LENGTH.format(share)) for share in shares(a, b)] if self.spec.say_lengths else [(), ()]
-        room = self._left(self.spec.max_tokens, sum(map(len, (*frame, *notes))), least=3)
+        room = self._left(self.spec.max_tokens, sum(map(len, frame)), least=3)
         kept = spread([len(text) for text in texts], room)
         asked, first, second = (without_middle(text, n) for text, n in zip(texts, kept, strict=True))
         return Row(
             prefix=(*frame[0], *asked, *frame[1]),
-            answer=(*notes[0], *first, *frame[2], *notes[1], *second, *frame[3]),
+            answer=(*first, *frame[2], *second, *frame[3]),
             length=len(texts[1]) + len(texts[2]),
+            log_ratio=math.log((1 + len(a)) / (1 + len(b))),
         )
 
     def _ids(self, text: str) -> Ids:
@@ -224,12 +229,6 @@ def transcript(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in messages)
-
-
-def shares(a: str, b: str) -> tuple[int, int]:
-    """How much of the characters of both each answer has, in tens of percent."""
-    both = len(a) + len(b)
-    return (round(10 * len(a) / both) * 10, round(10 * len(b) / both) * 10) if both else (50, 50)
 
 
 def spread(lengths: Sequence[int], budget: int) -> tuple[int, ...]:

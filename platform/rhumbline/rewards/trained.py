@@ -127,6 +127,7 @@ class Schema:
     base: str  # the backbone that training began with, as `learning.policy.resolve` takes it
     fingerprint: Mapping[str, Any]  # of the configuration
     maps: Maps
+    conditional: bool = False  # trained with who judges in the prompt
     calibration: Calibration | None = None  # of the scores, heads as objectives
     probes: tuple[Mapping[str, Any], ...] = ()  # prompt, response, scores (H,) by the first map
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> SHA-256
@@ -159,6 +160,7 @@ class Schema:
             "base": self.base,
             "fingerprint": dict(self.fingerprint),
             "maps": {name: [asdict(one) for one in maps] for name, maps in self.maps.items()},
+            "conditional": self.conditional,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "probes": [dict(one) for one in self.probes],
             "files": dict(self.files),
@@ -190,6 +192,7 @@ class Schema:
                 base=data["base"],
                 fingerprint=data["fingerprint"],
                 maps={name: tuple(OutputMap(**one) for one in maps) for name, maps in data["maps"].items()},
+                conditional=bool(data["conditional"]),
                 calibration=None if data["calibration"] is None else Calibration.from_dict(data["calibration"]),
                 probes=tuple(data["probes"]),
                 files=data["files"],
@@ -203,6 +206,17 @@ class Schema:
                 f"expected a map per head and a kind of {', '.join(get_args(Kind))}"
             )
         return schema
+
+
+def known_profile(schema: Schema, profile: Profile, folder: Path) -> str | None:
+    """A profile as text. Raises ConfigError for one that is given to a network that has never seen any."""
+    text = profile_text(profile)
+    if text is not None and not schema.conditional:
+        raise ConfigError(
+            f"{folder} was trained without knowing who judges: a profile would be words that it never saw, leave it out "
+            "(rewards.sources[].profile, --profile)"
+        )
+    return text
 
 
 def publish(folder: str | Path, schema: Schema, score: Callable[[Sequence[Pair]], Array]) -> Schema:
@@ -283,14 +297,16 @@ class TrainedRewards:
         trust_remote_code: bool = False,
     ) -> None:
         """`output`: which of the schema's maps; `profile`: who judges, of a network that was trained on profiles. Nothing
-        heavy happens before `setup`. Raises ConfigError for a folder or an output that is not there.
+        heavy happens before `setup`. Raises ConfigError for a folder or an output that is not there, and for a profile that
+        the network cannot know what to do with.
         """
         self.folder = Path(folder).expanduser()
         self.schema = Schema.load(self.folder)
         if self.schema.kind == "comparer":
             raise ConfigError(f"{self.folder} holds a comparer: its source is kind: comparer")
         self.schema.chosen(output)
-        self.output, self.profile, self.token_budget = output, profile_text(profile), token_budget
+        self.output, self.profile = output, known_profile(self.schema, profile, self.folder)
+        self.token_budget = token_budget
         self.load_in_8bit, self.trust_remote_code = load_in_8bit, trust_remote_code
         self.network: Network | None = None
 

@@ -30,6 +30,9 @@ class Row:
     prefix: tuple[int, ...]  # the prompt, up to where the assistant begins to speak
     answer: tuple[int, ...]  # the answer and its end token
     length: int  # tokens of the whole answer, before anything was cut
+    log_ratio: float = (
+        0.0  # of two answers: log((1 + characters of a) / (1 + characters of b)), before anything was cut
+    )
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.answer)
