@@ -96,7 +96,7 @@ def main(
         per_prompt = math.comb(answers, 2)
         check_options(prompts, per_prompt, batch, micro)
         if data is None:
-            asked = made(smol(), load_tokenizer("embedded"), prompts, answers, LONGEST, seed)
+            asked = made(smol(), load_tokenizer("embedded"), prompts, answers, (LONGEST, LONGEST), seed)
         else:
             asked = read(data, split, prompts, answers, seed, at_least=answers)
         learner = learner_of(batch // per_prompt, weights, dtype, threads)

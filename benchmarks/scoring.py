@@ -14,7 +14,8 @@ one at a time the model that the pipeline holds, called once for every text: no 
 All of them begin with texts and the same checkpoint, which is made here: the backbone with a fresh head, since the work does
 not depend on what a network has learned. Before anything is timed all must give the same scores to every answer. Answers
 are distinct and nothing comes from the cache, which would only help us; how many answers there are to a prompt helps us too:
-the 10 are those of the smol recipe, 5 directions x 2. An encoder has no prefix to share.
+the 10 are those of the smol recipe, 5 directions x 2. Prompts are of 8 to 512 tokens, as conversations are, answers of 16 to 256,
+both even in the logarithm; --longest-prompt 64 gives single questions. An encoder has no prefix to share.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
 from benchmarks.measure.texts import described, made, read
 from rhumbline.cli import user_errors
 from rhumbline.errors import ConfigError
-from rhumbline.learning.policy import load_tokenizer, resolve, set_threads
+from rhumbline.learning.policy import ENCODER, load_tokenizer, resolve, set_threads
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.network import Network, NetworkSpec
@@ -45,7 +46,9 @@ from rhumbline.rewards.pretrained import quiet
 from rhumbline.rewards.trained import Array, Schema, preference_maps, publish
 
 MOVED = 0.01  # points of 100 that scores may differ by, as `rewards.invariance` has it
-LONGEST = 256  # tokens of a prompt or an answer that is made here: both together fit what a network reads
+LONGEST = 256  # tokens of an answer that is made here
+READS = {ENCODER: 512}  # tokens at most, with the prompt, which is cut; of others:
+READ = 1024
 WARM_UP_ANSWERS = 4
 Text = Mapping[str, str]  # what a tokenizer is given by name: text, and an encoder's text_pair
 
@@ -54,6 +57,7 @@ def main(
     pairs: Pairs = 5,
     prompts: Annotated[int, typer.Option(min=1, help="prompts that are answered")] = 4,
     per_prompt: Annotated[int, typer.Option(min=1, help="answers to each; of --data: at most")] = 10,
+    longest_prompt: Annotated[int, typer.Option(min=16, help="tokens; of --data: as they are")] = 512,
     backbone: Annotated[str, typer.Option(help="'embedded', 'minilm', a hub name or a folder")] = "embedded",
     data: Data = None,
     split: Split = None,
@@ -66,7 +70,7 @@ def main(
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         set_threads(threads)
         if data is None:
-            asked = made(smol(), load_tokenizer("embedded"), prompts, per_prompt, LONGEST, seed)
+            asked = made(smol(), load_tokenizer("embedded"), prompts, per_prompt, (longest_prompt, LONGEST), seed)
         else:
             asked = read(data, split, prompts, per_prompt, seed)
         folder = Path(scratch)
@@ -114,7 +118,8 @@ def main(
 def start(backbone: str, seed: int) -> Network:
     """The backbone with a fresh head of one output."""
     torch.manual_seed(seed)
-    return Network.start(resolve(backbone), NetworkSpec(kind_of_input="pair", outputs=("preference",))).eval()
+    spec = NetworkSpec(kind_of_input="pair", outputs=("preference",), max_tokens=READS.get(backbone, READ))
+    return Network.start(resolve(backbone), spec).eval()
 
 
 def readable(network: Network, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Text], int]:

@@ -1,6 +1,6 @@
 """Prompts with several answers to each, of mixed lengths: made here, or read from a file.
 
-    asked = made(plan, tokenizer, prompts=4, per_prompt=10, longest=256, seed=0)
+    asked = made(plan, tokenizer, prompts=4, per_prompt=10, longest=(512, 256), seed=0)
     asked = read("ranked_pairs.jsonl.gz", None, prompts=50, per_prompt=4, seed=0)
     prompt, answers = asked[0]                             # answers are distinct
 
@@ -26,10 +26,11 @@ Asked = tuple[Prompt, tuple[str, ...]]  # a prompt and its answers
 SHORTEST_PROMPT, SHORTEST_ANSWER = 8, 16  # tokens
 
 
-def made(plan: Plan, tokenizer: Any, prompts: int, per_prompt: int, longest: int, seed: int) -> list[Asked]:
-    """Stretches of the embedded prompts, up to `longest` tokens each."""
+def made(plan: Plan, tokenizer: Any, prompts: int, per_prompt: int, longest: tuple[int, int], seed: int) -> list[Asked]:
+    """Stretches of the embedded prompts, up to `longest` tokens of a prompt and of an answer."""
     rng = np.random.default_rng(seed)
-    lengths = mixed(SHORTEST_PROMPT, longest, prompts, rng) + mixed(SHORTEST_ANSWER, longest, prompts * per_prompt, rng)
+    asked, answered = longest
+    lengths = mixed(SHORTEST_PROMPT, asked, prompts, rng) + mixed(SHORTEST_ANSWER, answered, prompts * per_prompt, rng)
     texts = stretches(plan, tokenizer, lengths, seed)
     questions, said = texts[:prompts], iter(texts[prompts:])
     return [
