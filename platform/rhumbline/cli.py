@@ -113,7 +113,7 @@ def recipes_ls() -> None:
     from rhumbline.recipes import available
 
     for entry in available():
-        typer.echo(f"{entry.name:<20}{entry.title}")
+        typer.echo(f"{entry.name:<30}{entry.title}")
 
 
 @recipes_app.command("show")
@@ -127,18 +127,23 @@ def recipes_show(
 
     path = recipes.find(recipe)
     if resolved or overrides:
-        typer.echo(config.dump(config.load(path, overrides or [])), nl=False)
+        typer.echo(config.dump(recipes.load(path, overrides or [])), nl=False)
     else:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
 @recipes_app.command("check")
 def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Load a recipe, build its rewards, and say its directions in its codec. Exit code 2 with every fault by its path."""
+    """Load a recipe, build its rewards, and say its directions in its codec; of one of jobs/reward.py, its heads. Exit code 2
+    with every fault by its path.
+    """
     from rhumbline import config, plan, recipes
 
     path = recipes.find(recipe)
-    loaded = config.load(path, overrides or [])
+    loaded = recipes.load(path, overrides or [])
+    if not isinstance(loaded, config.Recipe):
+        typer.echo(f"OK  {path}: {loaded.name}, {loaded.kind}, heads {', '.join(head.name for head in loaded.heads())}")
+        return
     cone, codec = plan.check(loaded, dry_run=True)
     typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(cone.names)}, codec {codec.name}")
 

@@ -1,10 +1,11 @@
 """Where recipes lie and what they are called: `jobs/recipes` of the folder one stands in, then of the checkout itself.
 
-    [r.name for r in available()]          # ['dpa-mistral-7b', 'quickstart', 'smol']
+    [r.name for r in available()]          # ['dpa-mistral-7b', 'quickstart', 'smol', 'rewards/hh', ...]
     find("smol")                           # PosixPath('jobs/recipes/smol.yaml')
-    config.load(find("smol"), ["seed=1"])
+    load(find("smol"), ["seed=1"])         # a config.Recipe
+    load(find("rewards/hh"))               # a fitting.recipe.RewardRecipe
 
-For `rhumbline recipes` and whoever else takes a recipe by name; `config.load` takes a path.
+For `rhumbline recipes` and whoever else takes a recipe by name; `config.load` and `fitting.recipe.load` take a path.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rhumbline import config
+from rhumbline.config import Recipe
 from rhumbline.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    from rhumbline.fitting.recipe import RewardRecipe
+
 FOLDER = Path("jobs/recipes")
+REWARDS = "rewards"  # the folder in it that has those of jobs/reward.py
 _CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py of an editable installation
 
 
@@ -24,7 +32,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py
 class Entry:
     """One recipe file on this machine."""
 
-    name: str  # the file's stem
+    name: str  # the file's stem; rewards/STEM for those of jobs/reward.py
     path: Path
     title: str  # the first sentence of the comment that opens the file; empty where there is none
 
@@ -42,24 +50,35 @@ def available() -> list[Entry]:
     """Every recipe in `folders()`, by name; the earlier folder wins where two have the same name."""
     entries: dict[str, Entry] = {}
     for folder in folders():
-        for path in sorted(folder.glob("*.yaml")):
-            entries.setdefault(path.stem, Entry(name=path.stem, path=path, title=_title(path)))
-    return sorted(entries.values(), key=lambda entry: entry.name)
+        for path in sorted([*folder.glob("*.yaml"), *folder.glob(f"{REWARDS}/*.yaml")]):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            entries.setdefault(name, Entry(name=name, path=path, title=_title(path)))
+    return sorted(entries.values(), key=lambda entry: (entry.name.startswith(REWARDS), entry.name))
 
 
 def find(name: str) -> Path:
-    """The file of a recipe given by path (`my/recipe.yaml`) or by name (`smol`). Raises ConfigError."""
+    """The file of a recipe given by path (`my/recipe.yaml`) or by name (`smol`, `rewards/hh`). Raises ConfigError."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
     entries = {entry.name: entry.path for entry in available()}
-    stem = path.name.removesuffix(".yaml")
-    if stem in entries and path.parent == Path():
+    stem = path.as_posix().removesuffix(".yaml")
+    if stem in entries:
         return entries[stem]
     known = (
         f"Known: {', '.join(entries)}" if entries else f"No folder {FOLDER} here: stand in a checkout, or give a path"
     )
     raise ConfigError(f"recipe not found: {name}.{did_you_mean(stem, entries)} {known}")
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe | RewardRecipe:
+    """A recipe of either kind: what names ratings or comparisons is one of jobs/reward.py. Raises ConfigError."""
+    raw = config.read(path, overrides)
+    if {"ratings", "comparisons"} & raw.keys():
+        from rhumbline.fitting import recipe as rewards
+
+        return rewards.load(path, overrides)
+    return config.load(path, overrides)
 
 
 def _title(path: Path) -> str:

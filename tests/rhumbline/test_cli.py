@@ -106,6 +106,23 @@ def test_recipes_check_says_ok(checkout: Path) -> None:
     assert "verbosity, brevity" in line
 
 
+def test_recipes_of_reward_models_are_listed_shown_and_checked(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "jobs/recipes/rewards").mkdir()
+    (checkout / "jobs/recipes/rewards/liked.yaml").write_text(
+        "# What people liked.\nname: liked\nkind: preference\ncomparisons: {x: {path: x.jsonl, licence: CC0}}\n"
+    )
+    assert [line.split(maxsplit=1)[0] for line in lines("recipes", "ls")] == ["tiny", "rewards/liked"]
+    assert lines("recipes", "check", "rewards/liked")[0].endswith("liked, preference, heads preference")
+    shown = config.yaml.safe_load("\n".join(lines("recipes", "show", "rewards/liked", "network.max_tokens=640")))
+    assert (shown["network"]["max_tokens"], shown["loss"]["centring"]) == (640, 0.0)
+    message = fails(capsys, "recipes", "check", "rewards/liked", "loss.centering=0.1")
+    assert "loss.centering" in message
+    assert "'centring'" in message
+    assert "Did you mean 'rewards/liked'" in fails(capsys, "recipes", "check", "rewards/like")
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
