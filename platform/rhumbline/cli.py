@@ -21,13 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rhumbline import __version__
 from rhumbline.cli_rewards import Limit, Split, Where, Winner, comparing, rewards_app
 from rhumbline.errors import EXIT_USER_ERROR, StoreError, UserError
+
+if TYPE_CHECKING:
+    from rhumbline import config
+    from rhumbline.fitting.recipe import RewardRecipe
 
 app = typer.Typer(
     help="Align one language model to many people at once: preference directions in reward space, on Ray.",
@@ -116,6 +120,17 @@ def recipes_ls() -> None:
         typer.echo(f"{entry.name:<30}{entry.title}")
 
 
+def _load(path: Path, overrides: list[str] | None) -> config.Recipe | RewardRecipe:
+    """A recipe of either kind: one that names ratings or comparisons is of jobs/reward.py."""
+    from rhumbline import config
+
+    if {"ratings", "comparisons"} & config.read(path, overrides or []).keys():
+        from rhumbline.fitting import recipe as rewards
+
+        return rewards.load(path, overrides or [])
+    return config.load(path, overrides or [])
+
+
 @recipes_app.command("show")
 def recipes_show(
     recipe: Recipe,
@@ -127,7 +142,7 @@ def recipes_show(
 
     path = recipes.find(recipe)
     if resolved or overrides:
-        typer.echo(config.dump(recipes.load(path, overrides or [])), nl=False)
+        typer.echo(config.dump(_load(path, overrides)), nl=False)
     else:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
 
@@ -140,7 +155,7 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
     from rhumbline import config, plan, recipes
 
     path = recipes.find(recipe)
-    loaded = recipes.load(path, overrides or [])
+    loaded = _load(path, overrides)
     if not isinstance(loaded, config.Recipe):
         typer.echo(f"OK  {path}: {loaded.name}, {loaded.kind}, heads {', '.join(head.name for head in loaded.heads())}")
         return

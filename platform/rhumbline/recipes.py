@@ -2,10 +2,10 @@
 
     [r.name for r in available()]          # ['dpa-mistral-7b', 'quickstart', 'smol', 'rewards/hh', ...]
     find("smol")                           # PosixPath('jobs/recipes/smol.yaml')
-    load(find("smol"), ["seed=1"])         # a config.Recipe
-    load(find("rewards/hh"))               # a fitting.recipe.RewardRecipe
+    config.load(find("smol"), ["seed=1"])
+    fitting.recipe.load(find("rewards/hh"))
 
-For `rhumbline recipes` and whoever else takes a recipe by name; `config.load` and `fitting.recipe.load` take a path.
+For `rhumbline recipes` and whoever else takes a recipe by name: those that load one take a path.
 """
 
 from __future__ import annotations
@@ -14,14 +14,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rhumbline import config
-from rhumbline.config import Recipe
 from rhumbline.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from rhumbline.fitting.recipe import RewardRecipe
 
 FOLDER = Path("jobs/recipes")
 REWARDS = "rewards"  # the folder in it that has those of jobs/reward.py
@@ -69,16 +63,6 @@ def find(name: str) -> Path:
         f"Known: {', '.join(entries)}" if entries else f"No folder {FOLDER} here: stand in a checkout, or give a path"
     )
     raise ConfigError(f"recipe not found: {name}.{did_you_mean(stem, entries)} {known}")
-
-
-def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe | RewardRecipe:
-    """A recipe of either kind: what names ratings or comparisons is one of jobs/reward.py. Raises ConfigError."""
-    raw = config.read(path, overrides)
-    if {"ratings", "comparisons"} & raw.keys():
-        from rhumbline.fitting import recipe as rewards
-
-        return rewards.load(path, overrides)
-    return config.load(path, overrides)
 
 
 def _title(path: Path) -> str:

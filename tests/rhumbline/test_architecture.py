@@ -33,9 +33,9 @@ FLOW = [
         "steering",
         "data",
     },
-    {"queries", "examples", "rewards", "losses", "learning", "probe"},
+    {"queries", "examples", "recipes", "rewards", "losses", "learning", "probe"},
     {"cards"},
-    {"fitting", "plan", "evaluation", "recipes", "users", "serving"},
+    {"fitting", "plan", "evaluation", "users", "serving"},
     {"doctor", "runs", "cli", "cli_rewards"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}
