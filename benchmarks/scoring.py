@@ -36,19 +36,18 @@ from benchmarks.measure.ratio import WARM_UP, Side, Work, compare, timed
 from benchmarks.measure.texts import described, made, read
 from rhumbline.cli import user_errors
 from rhumbline.errors import ConfigError
-from rhumbline.learning.policy import ENCODER, load_tokenizer, resolve, set_threads
+from rhumbline.learning.policy import load_tokenizer, resolve, set_threads
 from rhumbline.rewards.features import Pair
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.network import Network, NetworkSpec
 from rhumbline.rewards.objectives import Head, linear_map
 from rhumbline.rewards.opening import open_model
-from rhumbline.rewards.pretrained import quiet
+from rhumbline.rewards.pretrained import quiet, read_settings
 from rhumbline.rewards.trained import Array, Schema, preference_maps, publish
 
 MOVED = 0.01  # points of 100 that scores may differ by, as `rewards.invariance` has it
 LONGEST = 256  # tokens of an answer that is made here
-READS = {ENCODER: 512}  # tokens at most, with the prompt, which is cut; of others:
-READ = 1024
+READ = 1024  # tokens at most, with the prompt, which is cut
 WARM_UP_ANSWERS = 4
 Text = Mapping[str, str]  # what a tokenizer is given by name: text, and an encoder's text_pair
 
@@ -118,8 +117,10 @@ def main(
 def start(backbone: str, seed: int) -> Network:
     """The backbone with a fresh head of one output."""
     torch.manual_seed(seed)
-    spec = NetworkSpec(kind_of_input="pair", outputs=("preference",), max_tokens=READS.get(backbone, READ))
-    return Network.start(resolve(backbone), spec).eval()
+    folder = resolve(backbone)
+    limit = getattr(read_settings(folder, trust_remote_code=False), "max_position_embeddings", READ)
+    spec = NetworkSpec(kind_of_input="pair", outputs=("preference",), max_tokens=min(READ, limit))
+    return Network.start(folder, spec).eval()
 
 
 def readable(network: Network, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Text], int]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a reward model of any kind that a recipe names.
 
-ray job submit --working-dir . -- python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml
+ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/reward.py --recipe FILE --out /mnt/rhumbline/rewards/mine
 python jobs/reward.py --recipe jobs/recipes/rewards/oasst.yaml features.layer=18 --out rewards/mine
 python jobs/reward.py --recipe jobs/recipes/rewards/oasst-preference.yaml --local
 
@@ -76,11 +76,10 @@ def network(recipe: RewardRecipe, out: Path, local: bool, dry_run: bool, command
         show_task(recipe, task, out)
         return
     which = identity(recipe, task, recipe.seed)
-    work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
     if finished(out, which):
-        shutil.rmtree(work, ignore_errors=True)  # a kill after the rename has left it
         print(f"reward model: {out}, finished before by this recipe on this data")
         return
+    work = out.absolute().with_name(f".{out.name}-training")  # beside `out`, so that the end is one rename
     steps = work / f"metrics-{which[:12]}.jsonl"  # another recipe with the same --out has a file of its own
     with training(recipe, local) as train:
         folds = []

@@ -121,10 +121,10 @@ def recipes_ls() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> config.Recipe | RewardRecipe:
-    """A recipe of either kind: one that names ratings or comparisons is of jobs/reward.py."""
+    """A recipe of either kind: one that names a kind, ratings or comparisons is of jobs/reward.py."""
     from rhumbline import config
 
-    if {"ratings", "comparisons"} & config.read(path, overrides or []).keys():
+    if {"kind", "ratings", "comparisons"} & config.read(path, overrides or []).keys():
         from rhumbline.fitting import recipe as rewards
 
         return rewards.load(path, overrides or [])
@@ -157,6 +157,10 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
     path = recipes.find(recipe)
     loaded = _load(path, overrides)
     if not isinstance(loaded, config.Recipe):
+        from rhumbline.fitting.absolute_labels import weighting
+
+        if isinstance(loaded.absolute.weights, str):
+            weighting(loaded.absolute.weights)
         typer.echo(f"OK  {path}: {loaded.name}, {loaded.kind}, heads {', '.join(head.name for head in loaded.heads())}")
         return
     cone, codec = plan.check(loaded, dry_run=True)

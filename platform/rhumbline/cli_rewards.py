@@ -87,6 +87,9 @@ def rewards_card(
     where: Where = None,
     output: CardOutput = None,
     profile: Profile = None,
+    profile_column: Annotated[
+        str | None, typer.Option(help="Of a conditional comparer: the column of who judged.")
+    ] = None,
     second: Annotated[str | None, typer.Option(help="Another model, to see how far the two agree.")] = None,
     length_removed: LengthRemoved = None,
     tokenizer: Tokenizer = CHARACTERS,
@@ -99,9 +102,10 @@ def rewards_card(
     from rhumbline.cards.examination import examine, examine_comparer, holds_ratings
     from rhumbline.rewards.debias import LengthMaps
     from rhumbline.rewards.opening import Options, kind_of, open_comparer, open_model
+    from rhumbline.rewards.trained import Schema
 
     labels = _assignments("--label", label)
-    asked = comparing(winner, where)
+    asked = comparing(winner, where) | ({} if profile_column is None else {"profile": profile_column})
     maps = None if length_removed is None else LengthMaps.load(length_removed)
     unit, count = _measure(tokenizer)
     other = (
@@ -114,10 +118,16 @@ def rewards_card(
     if comparer is not None:
         if labels or any(one is not None for one in (maps, output, profile)):
             raise ConfigError(f"{model} is a comparer: a card of it takes no options of scorers of single answers")
+        if profile_column is not None and not Schema.load(model).conditional:
+            raise ConfigError(
+                f"--profile-column {profile_column}: {model} was trained without knowing who judges, leave it out"
+            )
         if other is not None:
             other[1].setup()
         told = examine_comparer(comparer, data, **shared)
     else:
+        if profile_column is not None:
+            raise ConfigError(f"--profile-column is for comparers, {model} is none: say who judges with --profile")
         recipe = model.endswith((".yaml", ".yml"))
         absolute = maps is None and not recipe and kind_of(model) == "absolute"  # maps are of the output that made them
         if output is None and absolute and not asked and holds_ratings(data, split):
@@ -141,6 +151,7 @@ def rewards_card(
         where=where,
         output=output,
         profile=profile,
+        profile_column=profile_column,
         second=None if second is None else _shown(second),
         length_removed=None if length_removed is None else _shown(str(length_removed)),
         tokenizer=None if tokenizer == CHARACTERS else _shown(tokenizer),

@@ -47,7 +47,7 @@ def available() -> list[Entry]:
         for path in sorted([*folder.glob("*.yaml"), *folder.glob(f"{REWARDS}/*.yaml")]):
             name = path.relative_to(folder).with_suffix("").as_posix()
             entries.setdefault(name, Entry(name=name, path=path, title=_title(path)))
-    return sorted(entries.values(), key=lambda entry: (entry.name.startswith(REWARDS), entry.name))
+    return sorted(entries.values(), key=lambda entry: (entry.name.startswith(f"{REWARDS}/"), entry.name))
 
 
 def find(name: str) -> Path:

@@ -120,6 +120,11 @@ def test_recipes_of_reward_models_are_listed_shown_and_checked(
     message = fails(capsys, "recipes", "check", "rewards/liked", "loss.centering=0.1")
     assert "loss.centering" in message
     assert "'centring'" in message
+    (checkout / "odd.yaml").write_text("kind: preference\ncomparison: {}\n")
+    assert "unknown key comparison" in fails(capsys, "recipes", "check", "odd.yaml", "name=odd")
+    rated = "name: r\nkind: absolute\nabsolute: {weights: w9}\nratings: {x: {path: x, licence: CC0, heads: {quality: {}}}}\n"
+    (checkout / "rated.yaml").write_text(rated)
+    assert "absolute.weights: unknown weighting 'w9'" in fails(capsys, "recipes", "check", "rated.yaml")
     assert "Did you mean 'rewards/liked'" in fails(capsys, "recipes", "check", "rewards/like")
 
 

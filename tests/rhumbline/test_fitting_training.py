@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rhumbline.cards.length_only import LengthClasses
 from rhumbline.data.chat import encode
 from rhumbline.errors import TrainingError
 from rhumbline.fitting import training
@@ -79,6 +80,13 @@ def test_it_learns_and_what_it_writes_loads(
     assert not (tmp_path / "out" / training.BEST).exists()
     assert (result.adapter is not None) == (recipe.learner.lora is not None)
     network = Network.load(result.checkpoint)
+    train = task.within("train")
+    expert = (
+        LengthClasses.fit(task.targets["winner"][train], task.lengths_of_both(train)).logits()
+        if kind == "comparer"
+        else ()
+    )
+    assert network.spec.length_logits == (expert if recipe.network.length_expert else ())
     held = task.within("test")
     outputs_NH = network.raw([read(network, one) for one in task.inputs])
     figures = KINDS[kind](task, recipe).figures(outputs_NH, held)

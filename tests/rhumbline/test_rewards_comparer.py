@@ -149,3 +149,8 @@ def test_another_network_is_no_comparer(tmp_path: Path) -> None:
     spec = NetworkSpec(kind_of_input="pair", outputs=("x",))
     with pytest.raises(ConfigError, match="this network reads a pair and gives x"):
         Comparer(started(tiny_base(tmp_path), spec))
+
+
+def test_a_profile_is_for_comparers_that_have_seen_some(made: Path) -> None:
+    with pytest.raises(ConfigError, match="the profile 'old' would be words that it never saw"):
+        ComparerRewards(made, profile="old")

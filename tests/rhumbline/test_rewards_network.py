@@ -158,6 +158,9 @@ def test_logits_by_length_are_added_kept_and_turn_with_the_answers(base: Path, t
     assert np.ptp(d_N) > 0.5
     added_NC = np.stack([np.ones_like(d_N), d_N, np.abs(d_N)], axis=1) @ np.array(logits).T
     np.testing.assert_allclose(known.raw(rows), plain.raw(rows) + added_NC, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_length_NC = known.outputs(rows) - plain.outputs(rows)
+    np.testing.assert_allclose(by_length_NC.detach().numpy(), added_NC, atol=1e-5)  # not rounded to bf16
     known.save(tmp_path)
     loaded = Network.load(tmp_path)
     assert loaded.spec == known.spec

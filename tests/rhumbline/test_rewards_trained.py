@@ -101,12 +101,16 @@ def test_a_source_scores_as_its_schema_says(made: Path) -> None:
     assert TrainedRewards(made, profile={"age": "9"}).id == TrainedRewards(made, profile="age: 9").id
 
 
-def test_a_profile_is_for_networks_that_have_seen_some(made: Path) -> None:
+def test_a_profile_is_for_networks_that_have_seen_some(made: Path, tmp_path: Path) -> None:
     plain = replace(Schema.load(made), conditional=False)
     assert known_profile(plain, {}, made) is None
     with pytest.raises(ConfigError, match=r"made.* was trained without knowing who judges"):
         known_profile(plain, "old", made)
     assert plain.id != Schema.load(made).id
+    other = shutil.copytree(made, tmp_path / "other")
+    other.joinpath(SCHEMA).write_text(json.dumps(plain.to_dict()))
+    with pytest.raises(ConfigError, match=r"the profile 'age: 9' would be words that it never saw.*--profile"):
+        TrainedRewards(other, profile={"age": "9"})
 
 
 def test_a_profile_changes_scores(made: Path) -> None:

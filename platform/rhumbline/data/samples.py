@@ -221,8 +221,9 @@ def _annotations(completion: Mapping[str, Any], where: str) -> dict[str, float]:
     the aspects, `overall_score`, which in the published data is known to be wrong for some rows.
     """
     out: dict[str, float] = {}
-    overall = {"overall_score": completion.get("overall_score")}
-    for aspect, note in {**(completion.get("annotations") or {}), **overall}.items():
+    notes = completion.get("annotations") or {}
+    overall = {"overall_score": completion.get("overall_score")} if notes else {}
+    for aspect, note in {**overall, **notes}.items():
         value = note.get("Rating") if isinstance(note, Mapping) else note
         if value is None or str(value).strip().upper() in ("N/A", "NA", ""):
             continue

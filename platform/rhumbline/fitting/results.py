@@ -84,7 +84,7 @@ def schema_of(recipe: RewardRecipe, task: Task, outputs_NH: Array, fingerprint: 
         base=recipe.backbone,
         fingerprint=dict(fingerprint),
         maps=maps,
-        conditional=any(one.profile is not None for one in task.inputs),
+        conditional=any(task.inputs[i].profile is not None for i in task.read_by(task.within("train"))),
     )
     if recipe.kind == "comparer":
         return schema

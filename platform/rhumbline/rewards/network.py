@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
@@ -231,8 +232,11 @@ class Network(nn.Module):
         return max(PACKED_TOKENS, 2 * self.spec.max_tokens)
 
     def _encoded(self, rows: Sequence[Row]) -> torch.Tensor:
-        """(N, H). Rows of like lengths go together: an encoder computes what it is padded with like everything else."""
-        groups = like_lengths([len(row) for row in rows])
+        """(N, H). Rows of like lengths go together: an encoder computes what it is padded with like everything else. Several
+        workers read all rows at once: each must make the same number of passes, or those who wait for weights hang.
+        """
+        alone = not (dist.is_initialized() and dist.get_world_size() > 1)
+        groups = like_lengths([len(row) for row in rows]) if alone else [list(range(len(rows)))]
         out_NH = torch.cat([self._padded([rows[i] for i in group]) for group in groups])
         places_N = torch.tensor([i for group in groups for i in group]).argsort()
         return out_NH[places_N.to(out_NH.device)]
@@ -261,7 +265,8 @@ class Network(nn.Module):
             return torch.zeros(len(rows), len(self.spec.outputs), device=self.device)
         d_N = torch.tensor([row.log_ratio for row in rows], device=self.device)
         logits_H3 = torch.tensor(self.spec.length_logits, device=self.device)
-        return torch.stack([torch.ones_like(d_N), d_N, d_N.abs()], dim=1) @ logits_H3.T
+        # No matrix product: autocast would round it.
+        return (torch.stack([torch.ones_like(d_N), d_N, d_N.abs()], dim=1)[:, None] * logits_H3).sum(dim=2)
 
     def _on_top(self, states_ND: torch.Tensor) -> torch.Tensor:
         """(N, H) by the head."""

@@ -67,6 +67,8 @@ class NetworkSpec:
                 f"network: logits by length are of two answers and {len(self.outputs)} outputs, got "
                 f"{len(self.length_logits)} for a {self.kind_of_input}"
             )
+        if any(len(weights) != 3 for weights in self.length_logits):
+            raise ConfigError(f"network: logits by length have three numbers per output, got {self.length_logits}")
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ConfigError(f"network: expected outputs of different names, got {', '.join(self.outputs) or 'none'}")
         if self.kind_of_input == "pair" and not 1 <= self.max_response_tokens < self.max_tokens:

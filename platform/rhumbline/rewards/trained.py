@@ -184,7 +184,10 @@ class Schema:
             raise ConfigError(f"{path.parent} holds regression heads without a network: its source is kind: regression")
         wanted = {field.name for field in fields(cls)} | {"format"}
         if data.get("format") != FORMAT or set(data) != wanted:
-            raise ConfigError(f"{path}: format {data.get('format')} with keys {sorted(data)}, expected format {FORMAT}")
+            raise ConfigError(
+                f"{path}: format {data.get('format')} with keys {sorted(data)}, expected format {FORMAT} with "
+                f"{sorted(wanted)}: train anew with jobs/reward.py"
+            )
         try:
             schema = cls(
                 kind=data["kind"],
@@ -213,8 +216,8 @@ def known_profile(schema: Schema, profile: Profile, folder: Path) -> str | None:
     text = profile_text(profile)
     if text is not None and not schema.conditional:
         raise ConfigError(
-            f"{folder} was trained without knowing who judges: a profile would be words that it never saw, leave it out "
-            "(rewards.sources[].profile, --profile)"
+            f"{folder} was trained without knowing who judges: the profile {text!r} would be words that it never saw, leave it "
+            "out (rewards.sources[].profile, --profile)"
         )
     return text
 
