@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rhumbline.losses import KL_ESTIMATORS, LOSSES
-from rhumbline.losses.kl import k1, k2, k3
+from rhumbline.losses.kl import k1, k2, k3, k3_k2, straight_through
 
 
 def test_estimators_by_hand():
@@ -58,10 +58,42 @@ def test_only_the_gradient_of_k2_is_that_of_the_kl():
         return gradient
 
     assert torch.allclose(expected(k2), true, atol=1e-6)
+    assert torch.allclose(expected(k3_k2), true, atol=1e-6)
     assert not torch.allclose(expected(k1), true, atol=1e-2)
     assert not torch.allclose(expected(k3), true, atol=1e-2)
 
 
+def test_what_k1_and_k3_lead_to_instead():
+    # On average k1 nowhere, and k3 down KL(ref || pi).
+    theta = torch.tensor([1.0, -0.4, 0.3], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    (reverse,) = torch.autograd.grad((reference * (reference.log() - theta.log_softmax(0))).sum(), theta)
+    for estimator, wanted in ((k1, torch.zeros(3, dtype=torch.float64)), (k3, reverse)):
+        logp = theta.log_softmax(0)
+        (gradient,) = torch.autograd.grad((logp.exp().detach() * estimator(logp, reference.log())).sum(), theta)
+        assert torch.allclose(gradient, wanted, atol=1e-12)
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+    logp = torch.tensor([-0.3, -2.0, -30.0], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-1.0, -0.5, -2.0], dtype=torch.float64)
+    for value, gradient in ((k3, k2), (k1, k3), (k2, k1)):
+        estimate = straight_through(value=value, gradient=gradient)
+        assert torch.equal(estimate(logp, reference), value(logp, reference))
+        slopes = [torch.autograd.grad(k(logp, reference).sum(), logp)[0] for k in (estimate, gradient)]
+        assert torch.equal(*slopes)
+    # The clamp of k3's value leaves the gradient of k2 alone: log-ratio -28.
+    assert torch.autograd.grad(k3_k2(logp, reference).sum(), logp)[0][2].item() == pytest.approx(-28.0)
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3])
+def test_fp64_stays_fp64(estimator):
+    logp = torch.tensor([-0.3, -2.0, -0.7], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-1.0, -0.5, -0.7], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: estimator(x, reference), logp)
+    assert estimator(logp.detach().bfloat16(), reference.bfloat16()).dtype == torch.float32
+
+
 def test_every_loss_is_in_the_dict():
     assert set(LOSSES) == {"sft", "distill"}
-    assert set(KL_ESTIMATORS) == {"k1", "k2", "k3"}
+    assert set(KL_ESTIMATORS) == {"k1", "k2", "k3", "k3_k2"}

@@ -10,18 +10,40 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rhumbline.losses.absolute import mse_with_penalty, sigmoid_bce, sigmoid_mse
+from rhumbline.losses.advantages import centred, leave_one_out, standardised
+from rhumbline.losses.control import adaptive, fixed
 from rhumbline.losses.distill import distill
-from rhumbline.losses.kl import k1, k2, k3
+from rhumbline.losses.dpo import dpo, ipo
+from rhumbline.losses.grpo import grpo
+from rhumbline.losses.kl import k1, k2, k3, k3_k2
+from rhumbline.losses.kto import bco, kto
+from rhumbline.losses.ppo import ppo
 from rhumbline.losses.sft import sft
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rhumbline.losses.control import Coefficient
+
 LOSSES = {"sft": sft, "distill": distill}  # (logits_RV, targets_R or teacher_RV, weights_R, denominator)
-KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "k3_k2": k3_k2}
+# (logp_R, old_logp_R, advantages_R, weights_R, denominator)
+POLICY_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"ppo": ppo, "grpo": grpo}
+# (rewards_N, groups_N)
+GROUP_ADVANTAGES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
+    "standardised": standardised,
+    "centred": centred,
+    "leave_one_out": leave_one_out,
+}
+KL_CONTROLLERS: dict[str, Callable[..., Coefficient]] = {"fixed": fixed, "adaptive": adaptive}  # (state, kl, samples)
 # (outputs_N, labels_N, denominator, weights_N=None)
 ABSOLUTE_FORMS: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
     "mse_with_penalty": mse_with_penalty,
     "sigmoid_mse": sigmoid_mse,
     "sigmoid_bce": sigmoid_bce,
 }
+# (chosen_P, rejected_P, reference_chosen_P, reference_rejected_P, chosen_tokens_P, rejected_tokens_P, denominator,
+#  beta=..., weights_P=None); jpo is dpo, given log-probabilities that are summed over the prompts' tokens too
+PAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"dpo": dpo, "ipo": ipo, "jpo": dpo}
+# (policy_N, reference_N, desirable_N, denominator, reference_point=..., beta=..., weights_N=None)
+UNPAIRED_LOSSES = {"kto": kto, "bco": bco}
