@@ -177,7 +177,7 @@ class Job:
         task = build(recipe)
         assert len(task.within("train")) == len(asked)
         assert len(task.targets["unit"]) == len(rows) + 1
-        reader = Reader(load_tokenizer(resolve(recipe.backbone)), spec_of(recipe))
+        reader = Reader(load_tokenizer(resolve(recipe.backbone)), spec_of(recipe, task))
         read_rows = [reader.pair(one.prompt, one.answer) for one in task.inputs]
         return cls(recipe, task, tuple([*row.prefix, *row.answer] for row in read_rows))
 
@@ -214,7 +214,7 @@ def reward_trainer(job: Job, batch_size: int, checkpointing: bool, seed: int) ->
     datasets.disable_progress_bars()
     learner, units = job.recipe.learner, job.task.within("train")
     set_threads(learner.threads)
-    model, tokenizer = same_start(job.recipe, seed)
+    model, tokenizer = same_start(job.recipe, job.task, seed)
     order = Order(len(units), learner.batch_size, learner.epochs, seed)
     steps = [job.pairs([units[i] for i in step]) for step in order]
     rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for step in steps for chosen, rejected in step]
@@ -251,14 +251,14 @@ def reward_trainer(job: Job, batch_size: int, checkpointing: bool, seed: int) ->
     return seconds, [sum(losses[i : i + parts]) / parts for i in range(0, len(losses), parts)]
 
 
-def same_start(recipe: RewardRecipe, seed: int) -> tuple[Any, Any]:
+def same_start(recipe: RewardRecipe, task: Task, seed: int) -> tuple[Any, Any]:
     """transformers' model as it is, with the weights that `fit` begins with, head and LoRA included; and the tokenizer, whose
     padding is not the end token: TRL's own choice would make it read another position.
     """
     learner, folder = recipe.learner, resolve(recipe.backbone)
     dtype = getattr(torch, learner.weights_dtype) if learner.lora is not None else torch.float32
     torch.manual_seed(derive_seed(seed, "head"))
-    network = Network.start(folder, spec_of(recipe), dtype=dtype)
+    network = Network.start(folder, spec_of(recipe, task), dtype=dtype)
     options: dict[str, Any] = {"dtype": dtype, "device": None, "load_in_8bit": False, "trust_remote_code": False}
     model = load_model(folder, network.inner.config, fresh=True, **options)
     if learner.lora is not None:

@@ -121,10 +121,10 @@ def recipes_ls() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> config.Recipe | RewardRecipe:
-    """A recipe of either kind: one that names a kind, ratings or comparisons is of jobs/reward.py."""
-    from rhumbline import config
+    """A recipe of either kind."""
+    from rhumbline import config, recipes
 
-    if {"kind", "ratings", "comparisons"} & config.read(path, overrides or []).keys():
+    if recipes.of_rewards(config.read(path, overrides or [])):
         from rhumbline.fitting import recipe as rewards
 
         return rewards.load(path, overrides or [])

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rhumbline.errors import ConfigError, did_you_mean
 
@@ -63,6 +65,11 @@ def find(name: str) -> Path:
         f"Known: {', '.join(entries)}" if entries else f"No folder {FOLDER} here: stand in a checkout, or give a path"
     )
     raise ConfigError(f"recipe not found: {name}.{did_you_mean(stem, entries)} {known}")
+
+
+def of_rewards(raw: Mapping[str, Any]) -> bool:
+    """Is what `config.read` gives a recipe of jobs/reward.py? It names a kind, ratings or comparisons, which a run's does not."""
+    return bool({"kind", "ratings", "comparisons"} & raw.keys())
 
 
 def _title(path: Path) -> str:

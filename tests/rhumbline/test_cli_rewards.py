@@ -198,6 +198,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("score", "pairs.jsonl", "--model", "nowhere", "--out", "s.csv"), "no reward model"),
         (("score", "gone.jsonl", "--model", "rules.yaml", "--out", "s.csv"), "not found"),
         (("card", "rulez.yaml", "--data", "pairs.jsonl"), "recipe not found"),
+        (("card", "rewards/hh.yaml", "--data", "pairs.jsonl"), "give the folder that it wrote"),
         (
             ("card", "rules.yaml", "--data", "pairs.jsonl", "--where", "split=train", "--tokenizer", "none"),
             "no row left",

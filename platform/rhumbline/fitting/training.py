@@ -61,7 +61,7 @@ class FitResult:
     kept_step: int  # whose weights were kept
     kept_value: float | None  # the validation figure of that step; None: the last step's weights, nothing was watched
     metric: str | None  # its name
-    tokens: int  # that were read, a prompt once for all of its answers, over all steps and workers
+    tokens: int  # that were read over all steps and workers; by a decoder a prompt once for all of its answers
     seconds: float  # of the steps that this process made
     tokens_per_s: float  # over all workers
     final_loss: float

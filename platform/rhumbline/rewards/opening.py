@@ -46,7 +46,10 @@ def open_model(name: str, options: Options = Options()) -> RewardModel:
     if name.endswith((".yaml", ".yml")):
         if given:
             raise ConfigError(f"--{given[0]}: {name} is a recipe, which says it for each of its sources")
-        recipe = config.load(recipes.find(name))
+        path = recipes.find(name)
+        if recipes.of_rewards(config.read(path)):
+            raise ConfigError(f"{name} is a recipe of jobs/reward.py, not a model: give the folder that it wrote")
+        recipe = config.load(path)
         policy = recipe.policy
         return RewardModel.build(recipe.rewards, policy=policy.initial, trust_remote_code=policy.trust_remote_code)
     kind = kind_of(name)
