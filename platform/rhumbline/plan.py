@@ -15,7 +15,7 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import Recipe, Source, Style
+from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
@@ -52,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    recipe: Recipe
+    recipe: Run
     splits: Splits
     cone: Cone
     codec: Codec
@@ -62,7 +62,7 @@ class Plan:
     unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
-    def make(cls, recipe: Recipe, *, dry_run: bool = False) -> Plan:
+    def make(cls, recipe: Run, *, dry_run: bool = False) -> Plan:
         """Load the prompts, build region and codec, count. Raises the UserError that the run would end with.
 
         Prompts that a finished policy to start from was trained on are not held out.
@@ -198,7 +198,7 @@ class Plan:
         return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
 
 
-def check(recipe: Recipe, *, dry_run: bool = False) -> tuple[Cone, Codec]:
+def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     """Region and codec of a recipe, and whether the two, the rewards and t=0 go together. Reads no prompts.
 
     dry_run: a reward model that is not on this machine is left to the cluster. Raises the UserError of what does not fit.
@@ -218,7 +218,7 @@ def check(recipe: Recipe, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     return cone, codec
 
 
-def check_first(recipe: Recipe, codec: Codec, *, dry_run: bool = False) -> None:
+def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
     """Rewards and t=0, as far as they can be judged without weights. Raises ConfigError or CodecError.
 
     dry_run: a reward model that is not on this machine is left to the cluster.
@@ -241,7 +241,7 @@ def _elsewhere(source: Source) -> bool:
     return any(path not in (None, "embedded") and not Path(path).expanduser().exists() for path in named)
 
 
-def _grid(recipe: Recipe, cone: Cone) -> list[tuple[float, ...]]:
+def _grid(recipe: Run, cone: Cone) -> list[tuple[float, ...]]:
     if recipe.evaluation.angles_deg is not None:
         return [from_angle_deg(a) for a in recipe.evaluation.angles_deg]
     return [tuple(v_K.tolist()) for v_K in cone.grid(recipe.evaluation.grid)]
@@ -252,14 +252,14 @@ def _not_held_out(rated: Sequence[Rated], splits: Splits) -> list[Rated]:
     return [row for row in rated if turn_id(row.prompt) not in held]
 
 
-def _adapter(recipe: Recipe) -> Path | None:
+def _adapter(recipe: Run) -> Path | None:
     """The finished policy that t=0 is, where the recipe says so."""
     if recipe.initial.strategy != "adapter":
         return None
     return embedded.adapter() if recipe.initial.adapter == "embedded" else Path(str(recipe.initial.adapter))
 
 
-def wanted(recipe: Recipe) -> list[Want]:
+def wanted(recipe: Run) -> list[Want]:
     """Actors of a run, as `actors.crew` starts them. Generators, scorers and learner hold their resources side by side."""
     generator, scorer, learner = recipe.generator, recipe.scorer, recipe.learner
     out = [
@@ -272,7 +272,7 @@ def wanted(recipe: Recipe) -> list[Want]:
     return out
 
 
-def _sizes(recipe: Recipe, splits: Splits, labelled: Sequence[Rated]) -> list[Size]:
+def _sizes(recipe: Run, splits: Splits, labelled: Sequence[Rated]) -> list[Size]:
     def size(stage: str, prompts: int, queries_each: int, samples_each: int, max_tokens: int) -> Size:
         queries = prompts * queries_each
         samples = queries * samples_each
@@ -282,14 +282,24 @@ def _sizes(recipe: Recipe, splits: Splits, labelled: Sequence[Rated]) -> list[Si
     if labelled:
         asked = len({row.prompt.id for row in labelled})
         out.append(Size(stage="t=0, labelled", prompts=asked, queries=asked, samples=len(labelled), max_tokens=0))
-    if recipe.initial.strategy == "relabel":
+    if recipe.initial.strategy in ("relabel", "none"):
         each = sum(style.samples for style in recipe.initial.styles.values())
-        out.append(size("t=0", len(splits.d2), each, 1, longest))
-    for t in range(1, recipe.iterations + 1):
-        out.append(size(f"t={t}", len(splits.half(t)), recipe.directions.per_prompt, recipe.samples, longest))
+        out.append(size("t=0", len(splits.half(2)[: recipe.initial.prompts]), each, 1, longest))
+    each = recipe.directions.per_prompt
+    if isinstance(recipe, OnlineRecipe):
+        out.append(size(f"{recipe.steps} steps", recipe.steps * recipe.prompts_per_step, each, recipe.samples, longest))
+        policies = 1 + (recipe.steps - 1) // recipe.evaluate_every if recipe.evaluate_every else 1
+    else:
+        iterations = recipe.iterations if isinstance(recipe, Recipe | DpoRecipe) else 0
+        if isinstance(recipe, DpoRecipe) and (recipe.pairs is not None or recipe.store is not None):
+            iterations = 0  # nothing is sampled to learn from
+        for t in range(1, iterations + 1):
+            out.append(size(f"t={t}", len(splits.half(t)), each, recipe.samples, longest))
+        policies = iterations + 1
     evaluation = recipe.evaluation
     grid = len(evaluation.angles_deg) if evaluation.angles_deg is not None else evaluation.grid
-    policies = recipe.iterations + 1
+    if not recipe.directions.said:
+        grid = 1
     held = len(splits.evaluation)
     if evaluation.initial_policy:
         out.append(size("evaluation, t=-", held, 1, evaluation.samples, evaluation.sampling.max_tokens))

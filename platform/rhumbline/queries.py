@@ -18,7 +18,7 @@ import numpy as np
 
 from rhumbline.codecs import Codec, conversation
 from rhumbline.config import Directions, Style
-from rhumbline.directions import Cone, Direction, angle_deg, from_angle_deg
+from rhumbline.directions import Cone, Direction, angle_deg, from_angle_deg, parse
 from rhumbline.records import Message, Prompt, Query
 
 
@@ -47,10 +47,16 @@ def ask(
     queries = []
     for prompt in prompts:
         rng = np.random.default_rng(derive_seed(seed, iteration, prompt.id, "directions"))
-        drawn_NK = cone.sample(
-            rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
-        )
-        asked = ask_all([prompt], [tuple(v_K.tolist()) for v_K in drawn_NK], codec, iteration=iteration, seed=seed)
+        if directions.fixed is not None:
+            drawn = [parse(directions.fixed, cone.names)] * directions.per_prompt
+        else:
+            drawn_NK = cone.sample(
+                rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
+            )
+            drawn = [tuple(v_K.tolist()) for v_K in drawn_NK]
+        asked = ask_all([prompt], drawn, codec, iteration=iteration, seed=seed)
+        if not directions.said:
+            asked = [dataclasses.replace(query, messages=tuple(prompt.messages)) for query in asked]
         names: list[str] = []
         for query in asked:
             if styles and rng.uniform() < styled_share:

@@ -1,6 +1,6 @@
 """The typed records that pass between stages. Each stage returns a new record that holds the old one.
 
-    Prompt -> Query -> Completion -> Scored -> Selected -> Example
+    Prompt -> Query -> Completion -> Scored -> Selected -> Example, Pair, Judged
     data      ask      generate      score     select      learn
 
 K objectives in recipe order; T tokens. Records are plain data: they print, pickle and diff.
@@ -65,6 +65,7 @@ class Completion:
     logprob: float  # sum over token_ids of log pi(token | ...), nats, at temperature 1
     finish_reason: FinishReason  # 'stop': the model ended by itself; 'length': cut at max_tokens
     policy_version: str  # of the policy that made it, e.g. 't=0'
+    token_logprobs: tuple[float, ...] = ()  # (T,) the terms of `logprob`; empty where nobody asked for them
 
     @property
     def id(self) -> str:
@@ -100,3 +101,32 @@ class Example:
     weight: float = 1.0  # loss weight
     direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
     teacher: tuple[Message, ...] | None = None  # turns under which the frozen teacher is asked; None: no teacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt, the first better than the second: what DPO and its kin learn from."""
+
+    id: str
+    messages: tuple[Message, ...]  # system prompt with the direction or the profile, then the turns
+    chosen: str
+    rejected: str
+    chosen_complete: bool = True  # False: the response was cut, so its end token is not learned
+    rejected_complete: bool = True
+    weight: float = 1.0  # loss weight
+    gaps: tuple[float, ...] = ()  # (K,) standardised rewards of the chosen answer less those of the other; empty: unknown
+    direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One answer that is known to be desirable or not: what KTO and BCO learn from."""
+
+    id: str
+    prompt_id: str  # mismatched answers are those to another prompt
+    messages: tuple[Message, ...]
+    response: str
+    desirable: bool
+    complete: bool = True
+    weight: float = 1.0
+    direction: tuple[float, ...] | None = None

@@ -96,7 +96,7 @@ class RunStore:
     def create(
         cls,
         root: str | Path,
-        recipe: config.Recipe,
+        recipe: config.Run,
         resume: bool,
         *,
         asked: str | None = None,
@@ -335,7 +335,7 @@ def lasting(path: Path) -> Path:
 
 
 def _resumable(
-    path: Path, recipe: config.Recipe, before: set[str], resume: bool, inputs: Mapping[str, str]
+    path: Path, recipe: config.Run, before: set[str], resume: bool, inputs: Mapping[str, str]
 ) -> list[str]:
     """Differences to the recipe in place that resuming may make. Raises RunError for any other."""
     if not before - {lease.GUARD}:
@@ -348,7 +348,8 @@ def _resumable(
             return []
         raise RunError(f"{path} is not a run (it lacks {_RECIPE}): choose another --name")
     try:
-        old = config.validate(yaml.safe_load((path / _RECIPE).read_text(encoding="utf-8")), str(path / _RECIPE))
+        written = yaml.safe_load((path / _RECIPE).read_text(encoding="utf-8"))
+        old = config.validate(written, str(path / _RECIPE), kind=type(recipe))
     except (OSError, yaml.YAMLError, ConfigError) as e:
         raise RunError(f"{path} was made by another version of Rhumbline; it cannot be resumed: {e}") from e
     changes = config.differences(old, recipe)

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rhumbline.errors import StoreError
-from rhumbline.records import Completion, Example, Prompt, Query, Scored, Selected
+from rhumbline.records import Completion, Example, Judged, Pair, Prompt, Query, Scored, Selected
 
-Record = Prompt | Query | Completion | Scored | Selected | Example
+Record = Prompt | Query | Completion | Scored | Selected | Example | Pair | Judged
 KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Prompt, Query, Completion, Scored, Selected, Example)
+    kind.__name__: kind for kind in (Prompt, Query, Completion, Scored, Selected, Example, Pair, Judged)
 }
 _PRIMITIVES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

@@ -1,0 +1,119 @@
+"""Recipes: one YAML, one frozen model per stage, one override syntax. Imports neither torch nor Ray.
+
+    recipe = load("jobs/recipes/smol.yaml", ["learner.lr=1e-4", "directions.per_prompt=3"])
+    recipe.learner.lr                      # 1e-4
+    load("jobs/recipes/grpo/smol.yaml", kind=GrpoRecipe)
+
+Class defaults are a vetted recipe for models of 1B and more; the YAML files under `jobs/recipes` say what differs. A
+recipe may name another one to start from: `extends: dpa.yaml`. What lies over something else (a recipe over the one that it
+extends, an override over both) adds to its mappings; an empty mapping, `{}`, empties them, and another `directions.codec`
+starts without the options of the one before. Unknown keys are errors with the key's path and a did-you-mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from rhumbline.config.online import Grpo, GrpoRecipe, Kl, OnlineRecipe, Ppo, PpoRecipe, Update
+from rhumbline.config.preferences import PAIRED, UNPAIRED, DpoRecipe, PairFile, PreferenceLoss, SampleStore
+from rhumbline.config.reading import build, differences, dump, merge, read
+from rhumbline.config.run import Recipe, Run
+from rhumbline.config.sections import (
+    ComparerSource,
+    Directions,
+    Evaluation,
+    Generator,
+    Initial,
+    Learner,
+    Lora,
+    NetworkSource,
+    Objective,
+    Policy,
+    Prompts,
+    RegressionSource,
+    Rewards,
+    Rule,
+    RulesSource,
+    Sampling,
+    Scorer,
+    Section,
+    Selection,
+    Source,
+    Style,
+)
+from rhumbline.errors import ConfigError
+
+JOBS: dict[str, type[Run]] = {"dpa": Recipe, "dpo": DpoRecipe, "ppo": PpoRecipe, "grpo": GrpoRecipe}  # by the key `job`
+R = TypeVar("R", bound=Run)
+
+__all__ = [
+    "JOBS",
+    "PAIRED",
+    "UNPAIRED",
+    "ComparerSource",
+    "Directions",
+    "DpoRecipe",
+    "Evaluation",
+    "Generator",
+    "Grpo",
+    "GrpoRecipe",
+    "Initial",
+    "Kl",
+    "Learner",
+    "Lora",
+    "NetworkSource",
+    "Objective",
+    "OnlineRecipe",
+    "PairFile",
+    "Policy",
+    "Ppo",
+    "PpoRecipe",
+    "PreferenceLoss",
+    "Prompts",
+    "Recipe",
+    "RegressionSource",
+    "Rewards",
+    "Rule",
+    "RulesSource",
+    "Run",
+    "SampleStore",
+    "Sampling",
+    "Scorer",
+    "Section",
+    "Selection",
+    "Source",
+    "Style",
+    "Update",
+    "build",
+    "differences",
+    "dump",
+    "load",
+    "merge",
+    "read",
+    "validate",
+]
+
+
+@overload
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe: ...
+@overload
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, kind: type[R]) -> R: ...
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, kind: type[Run] = Recipe) -> Run:
+    """Read a recipe and lay `key.sub=value` overrides over it, the value read as YAML. Raises ConfigError."""
+    return validate(read(path, overrides), str(path), kind=kind)
+
+
+@overload
+def validate(raw: dict[str, Any], origin: str) -> Recipe: ...
+@overload
+def validate(raw: dict[str, Any], origin: str, *, kind: type[R]) -> R: ...
+def validate(raw: dict[str, Any], origin: str, *, kind: type[Run] = Recipe) -> Run:
+    """Build a recipe from plain data; every fault is named by its path. Raises ConfigError, also for one of another job."""
+    job = raw.get("job", "dpa")
+    wanted = next((name for name, known in JOBS.items() if known is kind), None)
+    if wanted is not None and job != wanted and job in JOBS:
+        raise ConfigError(f"{origin} is a recipe of jobs/{job}.py (its key job), not of jobs/{wanted}.py")
+    if wanted is not None and job == "dpa" and wanted != "dpa":
+        raise ConfigError(f"{origin} is a recipe of jobs/dpa.py: one of jobs/{wanted}.py says so by job: {wanted}")
+    return build(kind, raw, origin)

@@ -1,0 +1,100 @@
+"""Recipes of the online jobs: jobs/ppo.py and jobs/grpo.py. Generate, score, advantage, update, sync; again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rhumbline.config.run import Run
+from rhumbline.config.sections import Section
+
+
+class Kl(Section):
+    """What it costs to leave the reference policy, the one that training starts from."""
+
+    place: Literal["reward", "loss"] = "reward"  # taken off the reward per token (k1), or added to the loss
+    estimator: Literal["k1", "k2", "k3", "k3_k2"] = "k3_k2"  # in the loss; in the reward it is k1
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    coefficient: float = Field(0.02, ge=0)  # beta; the first one where the controller is adaptive
+    target: float | None = Field(None, gt=0)  # adaptive: nats per answer
+    horizon: float = Field(10000, gt=0)  # adaptive: answers over which an error of 20% moves beta by 20%
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Kl:
+        if (self.controller == "adaptive") != (self.target is not None):
+            raise ValueError("kl: the adaptive controller, and it alone, needs kl.target, in nats per answer")
+        if self.controller == "adaptive" and self.coefficient == 0:
+            raise ValueError(
+                "kl.coefficient is 0, which the adaptive controller multiplies: it would stay 0. Give more"
+            )
+        return self
+
+
+class Update(Section):
+    """What PPO and GRPO share: the clipped policy loss. Ratios are clipped to [1 - clip_low, 1 + clip_high]."""
+
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(None, gt=1)  # bounds the loss of a bad answer that has become likelier
+    reduction: Literal["token", "sample", "constant"] = (
+        "token"  # what the loss is divided by: losses.grpo.answer_weights
+    )
+    whiten: bool = False  # advantages to mean 0 and variance 1 over the step
+    importance_cap: float | None = Field(
+        2.0, gt=0
+    )  # of learner over engine probabilities, per token; None: not corrected
+    # v is scaled to length 1 on the sphere, or so that its absolute weights sum to 1 (the thesis's w and 1 - w).
+    weights: Literal["sphere", "simplex"] = "sphere"
+    kl: Kl = Kl()
+
+
+class Ppo(Update):
+    whiten: bool = True
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    score_clip: float | None = Field(None, gt=0)  # on |v . r|
+    value_coefficient: float = Field(0.1, ge=0)
+    value_clip: float | None = Field(0.2, gt=0)
+    value_lr: float | None = Field(None, gt=0)  # of the value head; None: learner.lr
+
+
+class Grpo(Update):
+    advantage: Literal["standardised", "centred", "leave_one_out"] = "standardised"
+    per_objective: bool = False  # each objective on its own within the group, then the weighted sum (GDPO)
+    kl: Kl = Kl(place="loss", coefficient=0.04)
+
+
+class OnlineRecipe(Run):
+    steps: int = Field(100, gt=0)  # T: rollouts and the updates on them
+    prompts_per_step: int = Field(64, gt=0)
+    overlap: bool = False  # the next rollouts are generated during the update, one version behind
+    evaluate_every: int = Field(0, ge=0)  # steps; 0: the last policy alone
+    keep_checkpoints: int = Field(2, gt=0)  # the newest ones; evaluated policies are always kept
+
+    @model_validator(mode="after")
+    def _on_policy(self) -> OnlineRecipe:
+        if self.sampling.temperature != 1 or self.sampling.top_p != 1:
+            raise ValueError(
+                f"sampling.temperature is {self.sampling.temperature:g} and sampling.top_p {self.sampling.top_p:g}: online "
+                "training needs 1 and 1, or the policy that is updated is not the one that sampled"
+            )
+        if self.initial.strategy == "steerlm":
+            raise ValueError("initial.strategy steerlm asks for target values, online training for directions")
+        return self
+
+
+class PpoRecipe(OnlineRecipe):
+    """Of jobs/ppo.py."""
+
+    job: Literal["ppo"] = "ppo"
+    samples: int = Field(1, gt=0)
+    ppo: Ppo = Ppo()
+
+
+class GrpoRecipe(OnlineRecipe):
+    """Of jobs/grpo.py."""
+
+    job: Literal["grpo"] = "grpo"
+    samples: int = Field(8, gt=1)  # a group of one answer has nothing to be compared with
+    grpo: Grpo = Grpo()

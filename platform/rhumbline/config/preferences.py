@@ -1,0 +1,65 @@
+"""The recipe of jobs/dpo.py: DPO and its kin on pairs, KTO and BCO on single answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rhumbline.config.run import Run
+from rhumbline.config.sections import Section
+
+PAIRED, UNPAIRED = ("dpo", "ipo", "jpo", "modpo"), ("kto", "bco")
+
+
+class PreferenceLoss(Section):
+    kind: Literal["dpo", "ipo", "jpo", "modpo", "kto", "bco"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # dpo, jpo, modpo: conservative DPO
+    learned: str | None = None  # modpo: the objective that the pairs were judged by; the others' rewards are the margin
+    desirable_weight: float = Field(1.0, gt=0)  # kto, bco
+    undesirable_weight: float = Field(1.0, gt=0)
+
+
+class PairFile(Section):
+    """Judged pairs of a file; keys as those of comparisons in recipes of jobs/reward.py."""
+
+    path: str
+    split: str | None = None
+    limit: int | None = Field(None, gt=0)
+    winner: str | None = None
+    strength: str | None = None
+    where: dict[str, Any] = Field(default={})
+    profile: str | None = None  # a column about the one who judged: it is written into the prompt of both sides
+
+
+class SampleStore(Section):
+    """Scored samples of a finished run, ranked for directions as if they had been sampled for them."""
+
+    run: str  # its folder
+    iterations: list[int] | None = None  # None: all of them
+
+
+class DpoRecipe(Run):
+    """Of jobs/dpo.py. Pairs come from a file, from another run's samples, or from the policy's own (neither given)."""
+
+    job: Literal["dpo"] = "dpo"
+    iterations: int = Field(1, gt=0)  # rounds of sampling and learning; 1 where the samples are given
+    pairs: dict[str, PairFile] | None = None  # data set name -> file
+    store: SampleStore | None = None
+    loss: PreferenceLoss = PreferenceLoss()
+    gap: float = Field(0.0, ge=0)  # pairs of samples: the least difference of v . z
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DpoRecipe:
+        if self.pairs is not None and self.store is not None:
+            raise ValueError("pairs and store: give one of them, or neither to sample from the policy itself")
+        if (self.pairs is not None or self.store is not None) and self.iterations != 1:
+            raise ValueError("iterations is for samples of the policy's own: with pairs or store it is 1")
+        if self.pairs is not None and self.loss.kind == "modpo":
+            raise ValueError("loss.kind modpo needs the rewards of both answers: give store, or sample from the policy")
+        if self.loss.kind == "modpo":
+            names = list(self.rewards.objectives)
+            if self.loss.learned not in names:
+                raise ValueError(f"loss.learned must name an objective for modpo: {', '.join(names)}")
+        return self
