@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from rhumbline.learning.policy import merge_adapter
 from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
-from rhumbline.records import Completion, Example, Query, Scored, Selected
+from rhumbline.records import Completion, Example, Judged, Pair, Query, Scored, Selected
 from rhumbline.rewards.model import RewardModel
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.steering import Steering
@@ -49,7 +49,7 @@ INITIAL = "initial"
 class Crew:
     """Owns the pools; `with` starts and ends them."""
 
-    def __init__(self, recipe: config.Recipe, store: RunStore, plan: Plan) -> None:
+    def __init__(self, recipe: config.Run, store: RunStore, plan: Plan) -> None:
         self.recipe, self.store, self.plan = recipe, store, plan
         self.names = tuple(recipe.rewards.objectives)
         self.initial = _portable(recipe.policy.initial)
@@ -97,7 +97,7 @@ class Crew:
             env={**_threads(settings.threads), **(env or {})},
             deadline_s=settings.deadline_s,
             max_attempts=settings.max_attempts,
-            on_event=self._event,
+            on_event=self.event,
         )
 
     def __enter__(self) -> Self:
@@ -114,9 +114,21 @@ class Crew:
     # --- sample and score ---------------------------------------------------------------------------------------------
 
     def sample(
-        self, stage: str, queries: Sequence[Query], *, n: int, sampling: config.Sampling, version: int | None
+        self,
+        stage: str,
+        queries: Sequence[Query],
+        *,
+        n: int,
+        sampling: config.Sampling,
+        version: int | None,
+        token_logprobs: bool = False,
+        log_as: str | None = None,
     ) -> Rollout:
-        """n scored answers to every query from policy `version` (None: the initial one), in the order of the queries."""
+        """n scored answers to every query from policy `version` (None: the initial one), in the order of the queries.
+
+        token_logprobs: with the engine's log-probability of every token. log_as: what metrics and accounts call the stage,
+        for many stages of one kind.
+        """
         shards = {q.prompt.id for q in queries}
         complete = len(self.store.done(f"{stage}/scores")) * self.recipe.shard_prompts >= len(shards)
         if not complete:
@@ -130,15 +142,19 @@ class Crew:
             n=n,
             sampling=sampling,
             prompts_per_shard=self.recipe.shard_prompts,
+            token_logprobs=token_logprobs,
         )
         if not out.scored:
             raise StoreError(f"{stage}: not one of {len(queries) * n} samples came back; events.jsonl says why")
         if not complete:
-            self._account_shards(stage, f"{stage}/scores")
+            self._account_shards(log_as or stage, f"{stage}/scores", add=log_as is not None)
             rewards_NK = np.array([s.rewards for s in out.scored])
-            self.metrics.log(version or 0, reward_metrics(self.names, rewards_NK, stage.replace("/", "-")))
+            named = (log_as or stage).replace("/", "-")
+            self.metrics.log(
+                queries[0].iteration if log_as else version or 0, reward_metrics(self.names, rewards_NK, named)
+            )
             objective_means(
-                self.recipe.name, stage, dict(zip(self.names, rewards_NK.mean(axis=0).tolist(), strict=True))
+                self.recipe.name, log_as or stage, dict(zip(self.names, rewards_NK.mean(axis=0).tolist(), strict=True))
             )
         return out
 
@@ -159,9 +175,7 @@ class Crew:
         return list(self.store.read(stage, Scored))
 
     def kept_before(self, t: int) -> list[Scored]:
-        """What earlier iterations over the same half of the prompts kept, where the recipe lets it compete again."""
-        if not self.recipe.selection.keep_best:
-            return []
+        """What earlier iterations over the same half of the prompts kept."""
         earlier = range(t - 2, 0, -2)
         kept = (s.scored for k in earlier for s in self.store.read(f"iterations/t={k}/selected", Selected))
         # One answer may be kept for several directions, and again by a later iteration: it competes once.
@@ -189,14 +203,27 @@ class Crew:
 
     # --- learn and publish --------------------------------------------------------------------------------------------
 
-    def learn(self, t: int, examples: Sequence[Example], codec: Codec, calibration: Calibration) -> None:
-        """Train policy t on `examples` and publish it under checkpoints/t=<t> with its steering.json."""
+    def learn(
+        self,
+        t: int,
+        examples: Sequence[Example] | Sequence[Pair] | Sequence[Judged],
+        codec: Codec,
+        calibration: Calibration,
+        *,
+        loss: config.PreferenceLoss | None = None,
+        restart_from: Literal["initial", "t0", "previous"] | None = None,
+    ) -> None:
+        """Train policy t on `examples` and publish it under checkpoints/t=<t> with its steering.json.
+
+        loss: of pairs and judged answers; None: supervised. restart_from: None takes the recipe's.
+        """
         mark = f"iterations/t={t}/learn"
         if self.store.marked(mark) is not None:
             return
         self.store.heartbeat(mark)
         recipe, out = self.recipe, self.store.checkpoint_dir(t)
-        start = {"initial": None, "t0": 0, "previous": t - 1}[recipe.policy.restart_from] if t > 0 else None
+        begin = restart_from or recipe.policy.restart_from
+        start = {"initial": None, "t0": 0, "previous": t - 1}[begin] if t > 0 else None
         policy_dir: str | Path = self.initial
         adapter_dir: Path | None = None
         base: int | None = None  # whose weights the new adapter belongs to; None: the initial policy's
@@ -212,19 +239,23 @@ class Crew:
             if base is not None:
                 policy_dir = self.store.checkpoint_dir(base).resolve()
         print(f"t={t} learn: {len(examples)} samples", flush=True)
-        result = learner.learn(
-            examples,
-            recipe.learner if t > 0 else recipe.learner_for_initial(),
-            policy_dir=policy_dir,
-            adapter_dir=adapter_dir,
-            teacher_dir=self.initial,
-            out_dir=out,
-            name=f"{recipe.name}-t{t}",
-            storage=self.store.path / "train",
-            seed=recipe.seed + t,
-            trust_remote_code=recipe.policy.trust_remote_code,
-            on_step=lambda figures: self.metrics.log(t, figures),
-        )
+        settings = recipe.learner if t > 0 else recipe.learner_for_initial()
+        where: dict[str, Any] = {
+            "policy_dir": policy_dir,
+            "adapter_dir": adapter_dir,
+            "out_dir": out,
+            "name": f"{recipe.name}-t{t}",
+            "storage": self.store.path / "train",
+            "seed": recipe.seed + t,
+            "trust_remote_code": recipe.policy.trust_remote_code,
+            "on_step": lambda figures: self.metrics.log(t, figures),
+        }
+        if loss is None:
+            supervised = [one for one in examples if isinstance(one, Example)]
+            result = learner.learn(supervised, settings, teacher_dir=self.initial, **where)
+        else:
+            preferred: Any = examples
+            result = learner.learn_preferences(preferred, loss, settings, objectives=self.names, **where)
         self.publish(t, codec, calibration)
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
         self.store.mark(mark, {**result, "checkpoint": str(out.relative_to(self.store.path)), "base": base})
@@ -280,12 +311,14 @@ class Crew:
     # --- evaluate -----------------------------------------------------------------------------------------------------
 
     def held_out(self, t: int | None) -> Rollout:
-        """Policy t's answers to the held-out prompts over the grid of directions; None: the initial policy, without one."""
+        """Policy t's answers to the held-out prompts over the grid of directions, without any where none is said; None: the
+        initial policy, without one.
+        """
         if _label(t) in self._held_out:
             return self._held_out[_label(t)]
-        settings = self.recipe.evaluation
-        directions = [None] if t is None else self.plan.grid()
-        codec = self.plan.codec if t is None else steering.read(self.store.checkpoint_dir(t)).make_codec()
+        settings, asked = self.recipe.evaluation, t is not None and self.recipe.directions.said
+        directions = self.plan.grid() if asked else [None]
+        codec = steering.read(self.store.checkpoint_dir(t)).make_codec() if asked and t is not None else self.plan.codec
         # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.
         queries = ask_all(self.plan.splits.evaluation, directions, codec, iteration=0, seed=self.recipe.seed)
         out = self.sample(f"evaluation/{_label(t)}", queries, n=settings.samples, sampling=settings.sampling, version=t)
@@ -342,17 +375,19 @@ class Crew:
 
     # --- accounts -----------------------------------------------------------------------------------------------------
 
-    def _account(self, stage: str, seconds: float, items: int, tokens: int) -> None:
-        """Seconds, items and tokens of a finished stage."""
+    def _account(self, stage: str, seconds: float, items: int, tokens: int, add: bool = False) -> None:
+        """Seconds, items and tokens of a finished stage; `add` them to those of the stages of its kind."""
         stages = dict(self.store.marked("stages") or {})
-        stages[stage] = {"seconds": seconds, "items": items, "tokens": tokens}
+        before = stages.get(stage, {}) if add else {}
+        figures = {"seconds": seconds, "items": items, "tokens": tokens}
+        stages[stage] = {name: value + before.get(name, 0) for name, value in figures.items()}
         self.store.mark("stages", stages)
 
-    def _account_shards(self, stage: str, shards: str) -> None:
+    def _account_shards(self, stage: str, shards: str, add: bool = False) -> None:
         """The same from what the ledger notes of every shard, whichever session made it."""
         made = self.store.shards(shards)
         seconds, tokens = (sum(shard.notes.get(key, 0) for shard in made) for key in ("seconds", "tokens"))
-        self._account(stage, seconds, sum(shard.rows for shard in made), int(tokens))
+        self._account(stage, seconds, sum(shard.rows for shard in made), int(tokens), add)
 
     def stages(self) -> list[dict[str, Any]]:
         """name, seconds, items, tokens, tokens_per_s of every stage so far, in order."""
@@ -360,15 +395,15 @@ class Crew:
             {"name": name, **figures, "tokens_per_s": figures["tokens"] / max(figures["seconds"], 1e-9)}
             for name, figures in (self.store.marked("stages") or {}).items()
         ]
-        for t in range(self.recipe.iterations + 1):
-            learned = self.store.marked(f"iterations/t={t}/learn") or {}
+        for mark in self.store.marks("iterations", "learn"):
+            learned = self.store.marked(mark) or {}
             if "seconds" in learned:
                 keys = {"items": "num_examples", "tokens": "tokens", "tokens_per_s": "tokens_per_s"}
                 figures = {name: learned.get(key) for name, key in keys.items()}
-                stages.append({"name": f"iterations/t={t}/learn", "seconds": learned["seconds"], **figures})
+                stages.append({"name": mark, "seconds": learned["seconds"], **figures})
         return stages
 
-    def _event(self, kind: str, fields: dict[str, Any]) -> None:
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
         self.store.event(kind, **fields)
         print(f"{kind}: {', '.join(f'{k} {v}' for k, v in fields.items())}", flush=True)
 

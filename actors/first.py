@@ -4,6 +4,7 @@ relabel   sample the initial policy in several styles (words make the contrast),
           it is the best answer for, and train on that: as plain SFT, or with the styled policy as teacher (distil)
 steerlm   labelled answers under the values that they really have (SteerLM, arXiv:2310.05344); directions become targets
 adapter   a finished adapter with its steering.json, for instance the shipped one
+none      the initial policy as it is; online training starts from it
 
 The statistics that standardise rewards are frozen here, on t=0's samples, and travel with every checkpoint.
 """
@@ -17,17 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from actors.crew import Crew
+from actors.rollout import Rollout
 from rhumbline import codecs
 from rhumbline.codecs import SteerLM
-from rhumbline.config import Recipe
+from rhumbline.config import Recipe, Run
 from rhumbline.examples import from_ratings, from_selected
 from rhumbline.learning import embedded
 from rhumbline.learning.policy import load_tokenizer
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all, ask_in_styles, spread_directions
-from rhumbline.records import Completion, Example, Scored, Selected
+from rhumbline.records import Completion, Example, Prompt, Scored, Selected
 from rhumbline.rewards.objectives import Calibration
-from rhumbline.scalarise import SCALARISATIONS, Standardiser
+from rhumbline.scalarise import SCALARISATIONS, Standardiser, linear
 from rhumbline.selection import pooled
 from rhumbline.store import RunStore
 
@@ -40,9 +42,10 @@ class First:
     calibration: Calibration
     standardiser: Standardiser
     notes: tuple[str, ...]  # for the report
+    version: int | None  # of the policy that t=1 samples from; None: the initial one, nothing was trained
 
 
-def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
+def first_policy(recipe: Run, plan: Plan, store: RunStore, crew: Crew) -> First:
     """Make and publish checkpoints/t=0."""
     if recipe.initial.strategy == "adapter":
         wanted = recipe.initial.adapter
@@ -50,21 +53,21 @@ def first_policy(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> Fir
         contract = crew.adopt(0, folder)
         said = "the one that Rhumbline ships" if wanted == "embedded" else str(folder)
         notes = [f"t=0 is a finished policy ({said}), trained before this run from the same initial policy."]
-        if recipe.iterations > 0 and recipe.selection.replay_fraction > 0:
+        if isinstance(recipe, Recipe) and recipe.iterations > 0 and recipe.selection.replay_fraction > 0:
             notes.append("It brings no samples of its own, so nothing of t=0 is replayed.")
         return _first(recipe, (), Calibration.from_dict(contract.calibration), tuple(notes))
-    strategy = {"relabel": _relabel, "steerlm": _steerlm}[recipe.initial.strategy]
+    strategy = {"relabel": _relabel, "steerlm": _steerlm, "none": _none}[recipe.initial.strategy]
     return strategy(recipe, plan, store, crew)
 
 
-def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
-    prompts, initial = plan.splits.half(2), recipe.initial  # D2: t=1 samples from the other half
-    queries = ask_in_styles(prompts, initial.styles, iteration=0, seed=recipe.seed)
-    answers = crew.sample("iterations/t=0", queries, n=1, sampling=recipe.sampling, version=None)
+def _relabel(recipe: Run, plan: Plan, store: RunStore, crew: Crew) -> First:
+    initial, prompts = recipe.initial, _asked(recipe, plan)
+    answers = _styled(recipe, plan, crew)
     calibration = _calibrate(crew, answers.scored)
     first = _first(recipe, (), calibration, ())
     directions = spread_directions(prompts, plan.cone, initial.directions_per_prompt, seed=recipe.seed)
-    kept = pooled(answers.scored, directions, first.standardiser, SCALARISATIONS[recipe.selection.scalarisation])
+    scalarise = SCALARISATIONS[recipe.selection.scalarisation] if isinstance(recipe, Recipe) else linear
+    kept = pooled(answers.scored, directions, first.standardiser, scalarise)
     store.publish("iterations/t=0/selected", 0, kept.selected, kept.counts(answers.failed))
     recorded = store.read("iterations/t=0/selected", Selected)  # after a resume, what the earlier session kept
     examples = from_selected(recorded, plan.codec, distil=initial.distil)
@@ -72,7 +75,23 @@ def _relabel(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
     return _first(recipe, examples, calibration, ())
 
 
-def _steerlm(recipe: Recipe, plan: Plan, store: RunStore, crew: Crew) -> First:
+def _none(recipe: Run, plan: Plan, store: RunStore, crew: Crew) -> First:
+    """The initial policy as it is; its answers calibrate the rewards, unless another run's calibration was taken over."""
+    known = store.marked("rewards/calibration")
+    calibration = Calibration.from_dict(known) if known else _calibrate(crew, _styled(recipe, plan, crew).scored)
+    return _first(recipe, (), calibration, (), version=None)
+
+
+def _asked(recipe: Run, plan: Plan) -> tuple[Prompt, ...]:
+    return plan.splits.half(2)[: recipe.initial.prompts]  # D2: t=1 samples from the other half
+
+
+def _styled(recipe: Run, plan: Plan, crew: Crew) -> Rollout:
+    queries = ask_in_styles(_asked(recipe, plan), recipe.initial.styles, iteration=0, seed=recipe.seed)
+    return crew.sample("iterations/t=0", queries, n=1, sampling=recipe.sampling, version=None)
+
+
+def _steerlm(recipe: Run, plan: Plan, store: RunStore, crew: Crew) -> First:
     """Annotate the labelled answers with the run's own reward model, as SteerLM does, so that targets and rewards agree."""
     rows, held_out = plan.labelled()
     tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
@@ -117,7 +136,15 @@ def _calibrate(crew: Crew, scored: Sequence[Scored]) -> Calibration:
     return calibration
 
 
-def _first(recipe: Recipe, examples: Sequence[Example], calibration: Calibration, notes: tuple[str, ...]) -> First:
+def _first(
+    recipe: Run,
+    examples: Sequence[Example],
+    calibration: Calibration,
+    notes: tuple[str, ...],
+    version: int | None = 0,
+) -> First:
     K = len(calibration.names)
     standardiser = calibration.standardiser() if recipe.rewards.standardise else Standardiser.identity(K)
-    return First(examples=tuple(examples), calibration=calibration, standardiser=standardiser, notes=notes)
+    return First(
+        examples=tuple(examples), calibration=calibration, standardiser=standardiser, notes=notes, version=version
+    )

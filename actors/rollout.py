@@ -41,6 +41,7 @@ def rollout(
     n: int,
     sampling: config.Sampling,
     prompts_per_shard: int,
+    token_logprobs: bool = False,
 ) -> Rollout:
     """Sample n answers to every query and score them; finished shards are published under `stage`."""
     shards = in_shards(queries, prompts_per_shard)
@@ -49,7 +50,7 @@ def rollout(
     failed, accounted = 0, 0.0
     store.heartbeat(stage)
     with Progress(stage, len(shards), done=len(before), run=store.path.name) as progress:
-        completions = _completions(store, generated, shards, before, generators, n, sampling)
+        completions = _completions(store, generated, shards, before, generators, (n, sampling, token_logprobs))
         for index, result in scorers.map("score", completions):
             if isinstance(result, Failed):
                 failed += len(shards[index]) * n
@@ -74,15 +75,14 @@ def _completions(
     shards: Sequence[Sequence[Query]],
     done: set[int],
     generators: Pool,
-    n: int,
-    sampling: config.Sampling,
+    asked: tuple[int, config.Sampling, bool],  # n, how, and whether with the log-probability of every token
 ) -> Iterator[tuple[int, Any]]:
     """Units for the scorers: shards that were generated but not scored, then the others as they are generated."""
     there = store.done(stage)
     for index in sorted(there - done):
         yield index, (list(store.read(stage, Completion, index=index)),)
     missing = [index for index in range(len(shards)) if index not in there | done]
-    for index, result in generators.map("generate", ((i, (list(shards[i]), n, sampling)) for i in missing)):
+    for index, result in generators.map("generate", ((i, (list(shards[i]), *asked)) for i in missing)):
         if isinstance(result, Failed):
             yield index, result
         else:

@@ -71,7 +71,7 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             queries = plan.queries(t, codec)
             stage = f"iterations/t={t}"
             answers = crew.sample(stage, queries, n=recipe.samples, sampling=recipe.sampling, version=t - 1)
-            candidates = [*crew.kept_before(t), *answers.scored]
+            candidates = [*(crew.kept_before(t) if recipe.selection.keep_best else ()), *answers.scored]
             kept = select(candidates, queries, recipe.selection, first.standardiser)
             store.publish(f"{stage}/selected", 0, kept.selected, kept.counts(answers.failed))
             recorded = store.read(f"{stage}/selected", Selected)  # after a resume, what the earlier session kept
@@ -80,7 +80,7 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             crew.learn(t, mixed, plan.codec, first.calibration)
             policies.append(crew.evaluate(t, first.calibration))
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
-        print(f"report: {write(recipe, plan, store, crew, initial, policies, first)}")
+        print(f"report: {write(recipe, plan, store, crew, initial, policies, first.notes)}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
         first = first_policy(recipe, plan, store, crew)
         policies = [crew.evaluate(0, first.calibration)]
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
-        print(f"report: {write(recipe, plan, store, crew, initial, policies, first)}")
+        print(f"report: {write(recipe, plan, store, crew, initial, policies, first.notes)}")
 
 
 if __name__ == "__main__":

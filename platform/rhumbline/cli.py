@@ -120,15 +120,16 @@ def recipes_ls() -> None:
         typer.echo(f"{entry.name:<30}{entry.title}")
 
 
-def _load(path: Path, overrides: list[str] | None) -> config.Recipe | RewardRecipe:
-    """A recipe of either kind."""
+def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe:
+    """A recipe of any job."""
     from rhumbline import config, recipes
 
-    if recipes.of_rewards(config.read(path, overrides or [])):
+    raw = config.read(path, overrides or [])
+    if recipes.of_rewards(raw):
         from rhumbline.fitting import recipe as rewards
 
         return rewards.load(path, overrides or [])
-    return config.load(path, overrides or [])
+    return config.load(path, overrides or [], kind=config.JOBS.get(str(raw.get("job")), config.Recipe))
 
 
 @recipes_app.command("show")
@@ -156,7 +157,7 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
 
     path = recipes.find(recipe)
     loaded = _load(path, overrides)
-    if not isinstance(loaded, config.Recipe):
+    if not isinstance(loaded, config.Run):
         from rhumbline.fitting.absolute_labels import weighting
 
         if isinstance(loaded.absolute.weights, str):

@@ -12,8 +12,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rhumbline.codecs import Codec, SteerLM, conversation, in_front
+from rhumbline.data.comparisons import Comparison
 from rhumbline.queries import derive_seed
-from rhumbline.records import Example, Prompt, Selected
+from rhumbline.records import Example, Judged, Pair, Prompt, Selected
+from rhumbline.selection import Extremes
+
+PERSON = "You answer this person."  # a paragraph of its own: `data.chat` sanitises what follows it
 
 
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
@@ -52,6 +56,82 @@ def from_ratings(rows: Iterable[tuple[Prompt, str, Sequence[float]]], codec: Ste
             )
         )
     return examples
+
+
+def pairs_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) -> list[Pair]:
+    """Best against worst for each direction, which is said in the prompt of both; what lies closer than `gap` is no pair."""
+    pairs = []
+    for index, one in enumerate(ranked):
+        if one.gap <= 0 or one.gap < gap:
+            continue
+        best, worst = one.best.completion, one.worst.completion
+        pairs.append(
+            Pair(
+                id=f"t{best.query.iteration}/{best.id}>{worst.id}#{index}",
+                messages=conversation(codec, one.direction, best.query.prompt.messages),
+                chosen=best.text,
+                rejected=worst.text,
+                chosen_complete=best.finish_reason == "stop",
+                rejected_complete=worst.finish_reason == "stop",
+                gaps=one.gaps,
+                direction=one.direction,
+            )
+        )
+    return pairs
+
+
+def judged_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) -> list[Judged]:
+    """What selection keeps as desirable and what it discards as undesirable, for each direction: food for KTO and BCO."""
+    judged = []
+    for index, one in enumerate(ranked):
+        if one.gap <= 0 or one.gap < gap:
+            continue
+        for answer in (one.best, *one.others):
+            completion = answer.completion
+            judged.append(
+                Judged(
+                    id=f"t{completion.query.iteration}/{completion.id}#{index}",
+                    prompt_id=completion.query.prompt.id,
+                    messages=conversation(codec, one.direction, completion.query.prompt.messages),
+                    response=completion.text,
+                    desirable=answer is one.best,
+                    complete=completion.finish_reason == "stop",
+                    direction=one.direction,
+                )
+            )
+    return judged
+
+
+def pairs_of_people(comparisons: Iterable[Comparison]) -> list[Pair]:
+    """What people judged; ties say nothing here. A profile of the one who judged stands in the prompt of both sides:
+    the policy learns to answer whom it is told about.
+    """
+    pairs = []
+    for index, one in enumerate(comparisons):
+        if one.winner == "tie":
+            continue
+        better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
+        messages = one.prompt.messages
+        if one.profile:
+            told = "\n".join(f"{name}: {fact}" for name, fact in one.profile.items())
+            messages = in_front(f"{PERSON}\n\n{told}", messages)
+        pairs.append(Pair(id=f"{one.source}/{one.prompt.id}#{index}", messages=messages, chosen=better, rejected=worse))
+    return pairs
+
+
+def judged_of_people(comparisons: Iterable[Comparison]) -> list[Judged]:
+    """Both answers of each pair: the winner desirable, the other not."""
+    return [
+        Judged(
+            id=f"{pair.id}/{'chosen' if desirable else 'rejected'}",
+            prompt_id=pair.id.split("/")[-1].split("#")[0],
+            messages=pair.messages,
+            response=text,
+            desirable=desirable,
+        )
+        for pair in pairs_of_people(comparisons)
+        for text, desirable in ((pair.chosen, True), (pair.rejected, False))
+    ]
 
 
 def with_replay(examples: Sequence[Example], earlier: Sequence[Example], fraction: float, seed: int) -> list[Example]:

@@ -22,7 +22,7 @@ from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
 from rhumbline.errors import CodecError, ConfigError, DataError, HubError
 from rhumbline.learning import embedded
-from rhumbline.queries import ask, said_in
+from rhumbline.queries import ask, batch_of, said_in
 from rhumbline.records import Query
 from rhumbline.rewards.model import RewardModel
 
@@ -81,6 +81,11 @@ class Plan:
         adapter = _adapter(recipe)
         trained_on = frozenset[str]() if adapter is None else steering.read_trained_on(adapter)
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed, trained_on)
+        if isinstance(recipe, OnlineRecipe) and recipe.prompts_per_step > len(splits.train):
+            raise DataError(
+                f"{recipe.prompts.path}: {len(splits.train)} prompts to train on, a step asks {recipe.prompts_per_step} "
+                "(prompts_per_step): lower it, or give more prompts (prompts.path, prompts.limit)"
+            )
         usable = _not_held_out(rated, splits)
         if steerlm and len(usable) < 2:  # the calibration needs two
             raise DataError(
@@ -154,6 +159,12 @@ class Plan:
             styles=initial.styles,
             styled_share=initial.fade**t,
         )
+
+    def step_queries(self, step: int, prompts_per_step: int) -> list[Query]:
+        """What a step of online training asks, from 1: a batch of the training prompts, under drawn or fixed directions."""
+        recipe = self.recipe
+        prompts = batch_of(self.splits.train, step, prompts_per_step, seed=recipe.seed)
+        return ask(prompts, self.cone, self.codec, recipe.directions, iteration=step, seed=recipe.seed)
 
     def first_queries(self, n: int) -> list[Query]:
         """Of the first n prompts of t=1 one query each, as it is trained on: no style's words beside the direction."""

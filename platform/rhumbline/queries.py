@@ -67,6 +67,28 @@ def ask(
     return queries
 
 
+def batch_of(prompts: Sequence[Prompt], step: int, size: int, *, seed: int) -> list[Prompt]:
+    """The prompts of a step, counted from 1, of online training: a seeded permutation per epoch, laid end to end and cut.
+
+    No prompt comes twice in a step; there must be `size` of them at least.
+    """
+    assert 0 < size <= len(prompts), f"{size} prompts of {len(prompts)}"
+    taken: list[Prompt] = []
+    for place in range((step - 1) * size, step * size):
+        epoch, index = divmod(place, len(prompts))
+        order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(len(prompts))
+        taken.append(prompts[int(order[index])])
+    if len({prompt.id for prompt in taken}) == size:
+        return taken
+    # Two permutations meet in this step: what the second repeats makes room for the next of it that are new.
+    first = list({prompt.id: prompt for prompt in taken}.values())
+    seen = {prompt.id for prompt in first}
+    epoch = (step * size - 1) // len(prompts)
+    order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(len(prompts))
+    rest = [prompts[int(i)] for i in order if prompts[int(i)].id not in seen]
+    return [*first, *rest[: size - len(first)]]
+
+
 def said_in(style: Style, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The style's words after the user's last turn."""
     *earlier, last = messages

@@ -3,6 +3,7 @@
     [r.name for r in available()]          # ['dpa-mistral-7b', 'quickstart', 'smol', 'rewards/hh', ...]
     find("smol")                           # PosixPath('jobs/recipes/smol.yaml')
     config.load(find("smol"), ["seed=1"])
+    config.load(find("grpo/smol"), kind=config.GrpoRecipe)
     fitting.recipe.load(find("rewards/hh"))
 
 For `rhumbline recipes` and whoever else takes a recipe by name: those that load one take a path.
@@ -20,7 +21,16 @@ from typing import Any
 from rhumbline.errors import ConfigError, did_you_mean
 
 FOLDER = Path("jobs/recipes")
-REWARDS = "rewards"  # the folder in it that has those of jobs/reward.py
+# Folders in it, by the job that their recipes are for. Those of jobs/dpa.py lie in FOLDER itself.
+JOBS = {
+    "rewards": "reward",
+    "sft": "sft",
+    "dpo": "dpo",
+    "ppo": "ppo",
+    "grpo": "grpo",
+    "soups": "soups",
+    "sweeps": "sweep",
+}
 _CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py of an editable installation
 
 
@@ -28,7 +38,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py
 class Entry:
     """One recipe file on this machine."""
 
-    name: str  # the file's stem; rewards/STEM for those of jobs/reward.py
+    name: str  # the file's stem; FOLDER/STEM where it lies in one of `JOBS`
     path: Path
     title: str  # the first sentence of the comment that opens the file; empty where there is none
 
@@ -46,10 +56,10 @@ def available() -> list[Entry]:
     """Every recipe in `folders()`, by name; the earlier folder wins where two have the same name."""
     entries: dict[str, Entry] = {}
     for folder in folders():
-        for path in sorted([*folder.glob("*.yaml"), *folder.glob(f"{REWARDS}/*.yaml")]):
+        for path in sorted([*folder.glob("*.yaml"), *(file for job in JOBS for file in folder.glob(f"{job}/*.yaml"))]):
             name = path.relative_to(folder).with_suffix("").as_posix()
             entries.setdefault(name, Entry(name=name, path=path, title=_title(path)))
-    return sorted(entries.values(), key=lambda entry: (entry.name.startswith(f"{REWARDS}/"), entry.name))
+    return sorted(entries.values(), key=lambda entry: ("/" in entry.name, entry.name))
 
 
 def find(name: str) -> Path:

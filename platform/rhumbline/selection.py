@@ -54,11 +54,16 @@ def select(
     scalarise = SCALARISATIONS[settings.scalarisation]
     if settings.rule == "best_of_n":
         return best_of_n(scored, standardiser, scalarise)
+    return pooled(scored, asked_under(queries), standardiser, scalarise)
+
+
+def asked_under(queries: Iterable[Query]) -> dict[str, list[Direction]]:
+    """Prompt id -> the directions that it was asked under, in order."""
     asked: dict[str, list[Direction]] = {}
     for query in queries:
         if query.direction is not None:
             asked.setdefault(query.prompt.id, []).append(query.direction)
-    return pooled(scored, asked, standardiser, scalarise)
+    return asked
 
 
 def best_of_n(scored: Iterable[Scored], standardiser: Standardiser, scalarise: Scalarisation = linear) -> Selection:
@@ -106,6 +111,53 @@ def pooled(
         groups += 1
         selected += [_best(candidates, z_NK, direction, scalarise) for direction in wanted]
     return Selection(selected=tuple(selected), candidates=considered, duplicates_dropped=dropped, groups=groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extremes:
+    """The samples of a prompt as one direction ranks them: the best, the worst, and all that are not the best."""
+
+    direction: Direction
+    best: Scored
+    worst: Scored
+    others: tuple[Scored, ...]  # all but the best, in the order given
+    gap: float  # of v . z between best and worst
+    gaps: tuple[float, ...]  # (K,) standardised rewards of the best less those of the worst
+
+
+def extremes(
+    scored: Iterable[Scored],
+    directions: Mapping[str, Sequence[Direction]],
+    standardiser: Standardiser,
+    scalarise: Scalarisation = linear,
+) -> list[Extremes]:
+    """Best and worst of all samples of a prompt for each of the prompt's `directions`, as `pooled` picks the best.
+
+    Prompts with one distinct sample have no pair and are left out, as are those of which all samples failed.
+    """
+    pools: dict[str, list[Scored]] = {}
+    for one in scored:
+        pools.setdefault(one.completion.query.prompt.id, []).append(one)
+    out = []
+    for prompt_id, wanted in directions.items():
+        candidates, _ = drop_duplicates(pools.get(prompt_id, []))
+        if len(candidates) < 2:
+            continue
+        z_NK = _standardised(candidates, standardiser)
+        for direction in wanted:
+            value_N = scalarise(z_NK, np.asarray(direction, dtype=np.float64))
+            high, low = int(np.argmax(value_N)), int(np.argmin(value_N))
+            out.append(
+                Extremes(
+                    direction=tuple(float(v) for v in direction),
+                    best=candidates[high],
+                    worst=candidates[low],
+                    others=tuple(one for i, one in enumerate(candidates) if i != high),
+                    gap=float(value_N[high] - value_N[low]),
+                    gaps=tuple((z_NK[high] - z_NK[low]).tolist()),
+                )
+            )
+    return out
 
 
 def drop_duplicates(group: Sequence[Scored]) -> tuple[list[Scored], int]:

@@ -186,6 +186,11 @@ class RunStore:
         found = [shard for (name, _), shard in self._ledger().items() if name == stage and self._is_intact(shard)]
         return sorted(found, key=lambda shard: shard.index)
 
+    def all_shards(self, last: str) -> list[Shard]:
+        """Shards of every stage whose name ends with the part `last`, over all iterations."""
+        stages = dict.fromkeys(stage for stage, _ in self._ledger() if stage.split("/")[-1] == last)
+        return [shard for stage in stages for shard in self.shards(stage)]
+
     def done(self, stage: str) -> set[int]:
         """Indexes that need not be made again."""
         return {shard.index for shard in self.shards(stage)}
@@ -215,6 +220,11 @@ class RunStore:
         """What `mark` recorded, or None where the step is not finished."""
         path = self._mark(name)
         return durable.parse_json(path.read_bytes()) if path.is_file() else None
+
+    def marks(self, folder: str, step: str) -> list[str]:
+        """Names of the marks `folder/t=*/step`, by t."""
+        found = {int(path.parent.name[2:]): path for path in self.path.glob(f"{folder}/t=*/{step}.json")}
+        return [f"{folder}/t={t}/{step}" for t in sorted(found)]
 
     def checkpoint_dir(self, t: int) -> Path:
         """`checkpoints/t=<t>`, not made yet; its parent is."""
@@ -334,9 +344,7 @@ def lasting(path: Path) -> Path:
     return path
 
 
-def _resumable(
-    path: Path, recipe: config.Run, before: set[str], resume: bool, inputs: Mapping[str, str]
-) -> list[str]:
+def _resumable(path: Path, recipe: config.Run, before: set[str], resume: bool, inputs: Mapping[str, str]) -> list[str]:
     """Differences to the recipe in place that resuming may make. Raises RunError for any other."""
     if not before - {lease.GUARD}:
         return []

@@ -70,6 +70,8 @@ class OnlineRecipe(Run):
     prompts_per_step: int = Field(64, gt=0)
     overlap: bool = False  # the next rollouts are generated during the update, one version behind
     evaluate_every: int = Field(0, ge=0)  # steps; 0: the last policy alone
+    deadline_s: float = Field(3600.0, gt=0)  # one update; a group of learners that gives no answer is started anew
+    save_every: int = Field(1, gt=0)  # steps: what a killed group repeats
     keep_checkpoints: int = Field(2, gt=0)  # the newest ones; evaluated policies are always kept
 
     @model_validator(mode="after")
@@ -83,6 +85,10 @@ class OnlineRecipe(Run):
             raise ValueError("initial.strategy steerlm asks for target values, online training for directions")
         return self
 
+    def update(self) -> Update:
+        """The section of its algorithm."""
+        raise NotImplementedError
+
 
 class PpoRecipe(OnlineRecipe):
     """Of jobs/ppo.py."""
@@ -91,6 +97,9 @@ class PpoRecipe(OnlineRecipe):
     samples: int = Field(1, gt=0)
     ppo: Ppo = Ppo()
 
+    def update(self) -> Ppo:
+        return self.ppo
+
 
 class GrpoRecipe(OnlineRecipe):
     """Of jobs/grpo.py."""
@@ -98,3 +107,6 @@ class GrpoRecipe(OnlineRecipe):
     job: Literal["grpo"] = "grpo"
     samples: int = Field(8, gt=1)  # a group of one answer has nothing to be compared with
     grpo: Grpo = Grpo()
+
+    def update(self) -> Grpo:
+        return self.grpo

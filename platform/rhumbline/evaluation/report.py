@@ -61,6 +61,7 @@ class ReportInput:
     recipe: JSON = field(default_factory=dict)  # dotted key -> value: what a reader should know of the recipe
     health: Sequence[Finding] = ()  # health.check_health
     notes: Sequence[str] = ()  # what a reader must be told, such as 'started from the shipped adapter'
+    plots: Sequence[plots.Plot] = ()  # figures besides those of every report
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     command: str = ""  # that made the run
@@ -69,7 +70,7 @@ class ReportInput:
 def write_report(folder: str | Path, report: ReportInput) -> Path:
     """Write the report's files, each replaced atomically, and return the page's path. Raises StoreError."""
     folder = Path(folder)
-    drawn = plots.draw(report.evaluations, report.initial_policy)
+    drawn = [*plots.draw(report.evaluations, report.initial_policy), *report.plots]
     files: dict[str, bytes] = {"summary.json": (to_json(summary(report), indent=2) + "\n").encode()}
     for plot in drawn:
         files[f"figures/{plot.name}.png"] = plots.png(plot.figure)

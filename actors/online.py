@@ -1,0 +1,189 @@
+"""Online training: a policy that is sampled, scored, updated and put back into the generators, step after step.
+
+    with Online(recipe, recipe.grpo, plan, store, crew, first) as online:
+        for t in online.steps():                          # goes on after the last state
+            answers = online.sample(t)
+            online.update(t, answers)
+            online.publish(t)
+
+Version t is the policy after step t. Rollouts are in the store and seeds are the queries' own, so a driver that goes on
+gives a step the same batch, and the learners make the same of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rhumbline.learning.trajectories import Trajectory
+
+from actors.crew import Crew
+from actors.first import First
+from actors.learner import NUM_PROBES, PROBE_TOKENS
+from actors.progress import learner_metrics
+from actors.ranks import Ranks
+from actors.rollout import Rollout
+from rhumbline import config
+from rhumbline.data.chat import Encoded, prompt_ids
+from rhumbline.learning.policy import load_tokenizer
+from rhumbline.plan import Plan
+from rhumbline.records import Scored
+from rhumbline.store import RunStore
+
+
+class Online:
+    """The learners of a run, and what they and the crew do together."""
+
+    def __init__(
+        self,
+        recipe: config.OnlineRecipe,
+        settings: config.Ppo | config.Grpo,
+        plan: Plan,
+        store: RunStore,
+        crew: Crew,
+        first: First,
+    ) -> None:
+        self.recipe, self.plan, self.store, self.crew, self.first = recipe, plan, store, crew, first
+        self.tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
+        policy_dir, adapter_dir = self._start()
+        self.ranks = Ranks(
+            {
+                "settings": settings,
+                "total_steps": recipe.steps,
+                "answers_per_step": recipe.prompts_per_step * recipe.directions.per_prompt * recipe.samples,
+                "policy_dir": policy_dir,
+                "adapter_dir": adapter_dir,
+                "seed": recipe.seed,
+                "trust_remote_code": recipe.policy.trust_remote_code,
+                "failed_batch": str((store.path / "train" / "failed-batch.parquet").resolve()),
+            },
+            recipe.learner,
+            batch_of=self.batch,
+            states=store.path / "train" / "online",
+            deadline_s=recipe.deadline_s,
+            on_event=crew.event,
+        )
+
+    def __enter__(self) -> Self:
+        self.ranks.__enter__()
+        if self.ranks.at > 0:  # a driver that was killed may have saved the state and not the checkpoint
+            self.publish(self.ranks.at)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ranks.__exit__(kind, error, trace)
+
+    def steps(self) -> Iterator[int]:
+        """Steps that are left, from 1."""
+        return iter(range(self.ranks.at + 1, self.recipe.steps + 1))
+
+    def version(self, t: int) -> int | None:
+        """Which policy samples for step t: the one before it, with overlap the one before that."""
+        last = t - 2 if self.recipe.overlap else t - 1
+        return self.first.version if last <= 0 else last
+
+    def sample(self, t: int) -> Rollout:
+        """The scored answers of step t; read back where they are in the store."""
+        queries = self.plan.step_queries(t, self.recipe.prompts_per_step)
+        return self.crew.sample(
+            f"iterations/t={t}",
+            queries,
+            n=self.recipe.samples,
+            sampling=self.recipe.sampling,
+            version=self.version(t),
+            token_logprobs=True,
+            log_as="rollout",
+        )
+
+    def batch(self, t: int) -> list[Trajectory]:
+        """The same as the learners read them."""
+        return self._trajectories(self.sample(t).scored)
+
+    def update(self, t: int) -> dict[str, float]:
+        """Step t: advantages, epochs of updates, the KL controller. The state is saved before anything follows from it."""
+        ahead = (lambda: self._ahead(t + 1)) if self.recipe.overlap and t < self.recipe.steps else None
+        metrics = self.ranks.update(t, ahead)
+        if t % self.recipe.save_every == 0 or t == self.recipe.steps:
+            self.ranks.save()
+        return metrics
+
+    def publish(self, t: int) -> None:
+        """Weights of version t for the generators, which load them when they are next asked; full ones where they are kept."""
+        mark, metrics = f"iterations/t={t}/learn", self.ranks.metrics
+        if self.store.marked(mark) is None:
+            out, sync = self.store.checkpoint_dir(t), self.recipe.generator.sync
+            self.ranks.publish(out, full=sync != "adapter" or self.kept(t), cases=self._probe())
+            if self.recipe.directions.said:
+                self.crew.publish(t, self.plan.codec, self.first.calibration)
+            self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
+            self.crew.metrics.log(t, metrics)
+            learner_metrics(self.recipe.name, {k.removeprefix("learn/"): v for k, v in metrics.items()})
+        for old in range(max(1, t - 2 * self.recipe.keep_checkpoints), t - self.recipe.keep_checkpoints + 1):
+            if not self.kept(old):
+                shutil.rmtree(self.store.checkpoint_dir(old), ignore_errors=True)
+
+    def kept(self, t: int) -> bool:
+        """Whether version t is evaluated: every `evaluate_every` steps and at the end."""
+        every = self.recipe.evaluate_every
+        return t == self.recipe.steps or (every > 0 and t % every == 0)
+
+    def curve(self) -> list[dict[str, float]]:
+        """Metrics of every step so far, each once."""
+        rows = []
+        for mark in self.store.marks("iterations", "learn"):
+            told: dict[str, Any] = (self.store.marked(mark) or {}).get("metrics") or {}
+            if told:
+                rows.append({"step": float(mark.split("=")[1].split("/")[0]), **told})
+        return rows
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> tuple[str, str | None]:
+        """Weights that training starts from, and an adapter of them to go on with."""
+        if self.first.version is None:
+            return self.crew.initial, None
+        checkpoint = self.store.checkpoint_dir(self.first.version).resolve()
+        if self.recipe.learner.lora is not None and (checkpoint / "adapter").is_dir():
+            return self.crew.initial, str(checkpoint / "adapter")
+        return str(checkpoint), None
+
+    def _ahead(self, t: int) -> None:
+        self.sample(t)
+
+    def _trajectories(self, scored: Sequence[Scored]) -> list[Trajectory]:
+        rewards_NK = self.first.standardiser([one.rewards for one in scored])
+        out = []
+        for one, rewards_K in zip(scored, rewards_NK.tolist(), strict=True):
+            completion = one.completion
+            direction = completion.query.direction
+            assert direction is not None, "online training weighs rewards by a direction"
+            if not completion.token_ids:
+                continue
+            out.append(
+                Trajectory(
+                    id=completion.id,
+                    group=completion.query.id,
+                    prompt_ids=prompt_ids(completion.query.messages, self.tokenizer),
+                    response_ids=completion.token_ids,
+                    engine_logprobs=completion.token_logprobs,
+                    rewards=tuple(rewards_K),
+                    direction=direction,
+                    truncated=completion.finish_reason == "length",
+                )
+            )
+        return out
+
+    def _probe(self) -> list[Encoded]:
+        """Fixed tokens for the proof of a weight sync: the shortest samples of the first step, cut."""
+        chosen = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))[:NUM_PROBES]
+        return [
+            Encoded(
+                token_ids=(*one.prompt_ids, *one.response_ids[:PROBE_TOKENS]),
+                loss_mask=(False,) * len(one.prompt_ids) + (True,) * len(one.response_ids[:PROBE_TOKENS]),
+            )
+            for one in chosen
+        ]

@@ -1,0 +1,252 @@
+"""Ranks: the learners of online training as one group. They live across steps; the driver interleaves them with generation.
+
+    with Ranks({"settings": recipe.grpo, ...}, recipe.learner, batch_of=batch_of, states=folder, deadline_s=3600) as ranks:
+        metrics = ranks.update(ranks.at + 1)              # `at` is the step of the state that was found; 0: none
+        ranks.save()
+        ranks.publish("checkpoints/t=1", full=False, cases=probe)
+
+Every rank gets every call, and answers within a deadline. Where one dies, the others wait for it within a collective: the
+whole group is started anew from its last state, and the updates since then are made again from the same batches, so they come
+out the same. State is written by all ranks into a temporary folder, which the driver renames once it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from rhumbline.learning.trajectories import Trajectory
+
+from actors.learner import COLLECTIVE_TIMEOUT_S, environment
+from actors.weights import write_probe
+from rhumbline import config, durable
+from rhumbline.data.chat import Encoded
+from rhumbline.errors import ResourceError, RhumblineError, TrainingError, UserError
+
+STATE = "ranks.json"
+SETUP_DEADLINE_S = 900.0
+
+
+class _LateError(ResourceError):
+    """A call outlived its deadline."""
+
+
+_LOST = (RayActorError, _LateError)
+
+
+class Rank:
+    """One of them: `learning.online.OnlineLearner` in a process of its own."""
+
+    def __init__(self, rank: int, size: int, arguments: Mapping[str, Any]) -> None:
+        self.rank, self.size, self.arguments = rank, size, dict(arguments)
+
+    def address(self) -> str:
+        """Where the others find rank 0; the port is free now."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def setup(self, address: str, state: str | None) -> None:
+        """Meet the other ranks, load the weights, go on with a state."""
+        import torch
+        import torch.distributed as dist
+        from rhumbline.learning.online import OnlineLearner
+
+        learner: config.Learner = self.arguments["learner"]
+        if self.size > 1 or learner.engine == "deepspeed":
+            dist.init_process_group(
+                "nccl" if learner.num_gpus > 0 and torch.cuda.is_available() else "gloo",
+                init_method=address,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+            )
+        self.learner = OnlineLearner(**self.arguments, rank=self.rank, world_size=self.size)
+        if state is not None:
+            self.learner.load(Path(state))
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def update(self, step: int, batch: Sequence[Trajectory]) -> dict[str, float]:
+        return self.learner.update(step, batch)
+
+    def save(self, folder: str) -> None:
+        self.learner.save(Path(folder))
+
+    def publish(self, folder: str, full: bool, cases: Sequence[Encoded]) -> None:
+        """Rank 0 writes the weights, and what it says of the probe's tokens, beside them."""
+        self.learner.publish(Path(folder), full=full)
+        logprobs = self.learner.probe(cases)
+        if self.rank == 0:
+            write_probe(folder, list(zip(cases, logprobs, strict=True)))
+
+
+class Ranks:
+    """The group as one thing: calls go to all ranks, metrics are those of rank 0, which are those of all."""
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        learner: config.Learner,
+        *,
+        batch_of: Callable[[int], Sequence[Trajectory]],
+        states: str | Path,
+        deadline_s: float,
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None,
+    ) -> None:
+        """`arguments` are those of `OnlineLearner`, without learner, rank and world_size; `batch_of(step)` gives a step's
+        trajectories, the same whenever it is asked; `states` is where states are kept.
+        """
+        self.arguments, self.learner, self.states = {**arguments, "learner": learner}, learner, Path(states).resolve()
+        self.batch_of, self.deadline_s, self.on_event = batch_of, deadline_s, on_event
+        self.at = 0  # the step that the weights are of
+        self.metrics: dict[str, float] = {}  # of that step
+        self._actors: list[Any] = []
+        self._failures = 0
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def pids(self) -> list[int]:
+        """Process ids, by rank."""
+        return list(self._all("pid", deadline_s=60.0))
+
+    def update(self, step: int, meanwhile: Callable[[], None] | None = None) -> dict[str, float]:
+        """Make step `step`, and those before it that a new group has lost; `meanwhile` runs here while the ranks work.
+
+        Raises what a rank raised, and TrainingError where the group has died more than learner.max_failures times.
+        """
+        while self.at < step:
+            try:
+                refs = self._send("update", self.at + 1, ray.put(list(self.batch_of(self.at + 1))))
+                if self.at + 1 == step and meanwhile is not None:
+                    work, meanwhile = meanwhile, None  # once, whatever happens to the ranks
+                    work()
+                self.metrics = self._receive(refs, "update", self.deadline_s)[0]
+                self.at += 1
+            except _LOST as e:
+                self._again(e)
+        return self.metrics
+
+    def save(self) -> None:
+        """Write the state of the step that was made last; older ones go."""
+        folder = self.states / f"{self.at:06d}"
+        if (folder / STATE).is_file():
+            return
+        with _unfinished(folder) as unfinished:
+            self._surely("save", str(unfinished))
+            durable.replace(unfinished / STATE, durable.to_json({"step": self.at, "metrics": self.metrics}).encode())
+        for old in self._found()[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def publish(self, out: str | Path, *, full: bool, cases: Sequence[Encoded]) -> None:
+        """The weights of this step in Hugging Face layout with probe.json; `full`: merged, not the adapter alone."""
+        with _unfinished(Path(out).resolve()) as unfinished:
+            self._surely("publish", str(unfinished), full, list(cases))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _found(self) -> list[Path]:
+        return sorted(file.parent for file in self.states.glob(f"[0-9]*/{STATE}"))
+
+    def _start(self) -> None:
+        found = self._found()
+        size, settings = self.learner.num_workers, self.learner
+        make = ray.remote(Rank).options(
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": environment(settings)},
+        )
+        self._actors = [make.remote(rank, size, self.arguments) for rank in range(size)]
+        address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
+        state = str(found[-1]) if found else None
+        self._all("setup", address, state, deadline_s=SETUP_DEADLINE_S)
+        told = durable.parse_json((found[-1] / STATE).read_bytes()) if found else None
+        self.at, self.metrics = (0, {}) if told is None else (int(told["step"]), told["metrics"])
+
+    def _end(self) -> None:
+        for actor in self._actors:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        self._actors = []
+
+    def _again(self, error: BaseException) -> None:
+        """Start the group anew, as often as the recipe allows."""
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        )
+        self._failures += 1
+        self._end()
+        if self._failures > self.learner.max_failures:
+            raise TrainingError(
+                f"the learners died {self._failures} times (learner.max_failures is {self.learner.max_failures}), last: {reason}"
+            ) from error
+        self.on_event("replaced", {"role": "learner", "method": "update", "reason": reason})
+        try:
+            self._start()
+        except _LOST as e:
+            self._again(e)
+
+    def _surely(self, method: str, *args: Any) -> None:
+        """Call all ranks; where one dies, with the group that is started for them, brought to the same step."""
+        step = self.at
+        while True:
+            try:
+                self._all(method, *args, deadline_s=self.deadline_s)
+                return
+            except _LOST as e:
+                self._again(e)
+                self.update(step)
+
+    def _send(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(actor, method).remote(*args) for actor in self._actors]
+
+    def _all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
+        return self._receive(self._send(method, *args), method, deadline_s)
+
+    def _receive(self, refs: list[Any], method: str, deadline_s: float) -> list[Any]:
+        """The replies, in order. The first that fails is raised at once: the others may wait for it within a collective."""
+        pending = list(refs)
+        try:
+            while pending:
+                ready, pending = ray.wait(pending, num_returns=1, timeout=deadline_s)
+                if not ready:
+                    raise _LateError(f"{method} gave no answer within {deadline_s:g} s")
+                ray.get(ready)
+            return list(ray.get(refs))
+        except GetTimeoutError as e:
+            raise _LateError(str(e)) from None
+        except RayTaskError as e:
+            cause = getattr(e, "cause", None)
+            if isinstance(cause, RhumblineError | UserError):
+                raise type(cause)(*cause.args) from e
+            raise
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `folder` once it is complete."""
+    unfinished = folder.with_name(f".{folder.name}{durable.TEMPORARY}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)

@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Group relative policy optimisation on weighted rewards (Shao et al., arXiv:2402.03300; RLOO, Dr. GRPO and GDPO by options).
+
+ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/grpo.py --runs /mnt/rhumbline/runs
+python jobs/grpo.py --recipe jobs/recipes/grpo/smol.yaml grpo.kl.coefficient=0.1     # any key of the recipe
+python jobs/grpo.py --recipe jobs/recipes/grpo/smol.yaml --resume                    # goes on after the last step
+
+t = 1..T   ask a batch of prompts under drawn directions, or a fixed one, sample, score
+           reward = v . r; an answer's advantage is over the others to the same prompt under the same direction; clipped
+           updates, with the KL to the reference in the loss
+           weights back into the generators, proven by a probe
+then       evaluate on held-out prompts, and write the report
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rhumbline import config
+from rhumbline.cli import user_errors
+from rhumbline.config import GrpoRecipe
+from rhumbline.plan import Plan
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe")] = None,
+    recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "grpo" / "smol.yaml",
+    name: Annotated[str | None, typer.Option(help="of the run; the recipe's by default")] = None,
+    runs: Annotated[Path, typer.Option(help="where runs lie", envvar="RHUMBLINE_RUNS")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")] = False,
+) -> None:
+    """Train a policy by GRPO for one direction, or for all of a region."""
+    with user_errors():
+        asked = [*(overrides or []), *([f"name={name}"] if name else [])]
+        settings = config.load(recipe, asked, kind=GrpoRecipe)
+        plan = Plan.make(settings, dry_run=dry_run)
+        from actors.dry_run import check, show
+        from cluster.session import session
+
+        with session() as have:
+            if dry_run:
+                show(plan, have)
+                return
+            check(plan, have)
+            run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
+
+
+def run(recipe: GrpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str) -> dict[str, float]:
+    """The algorithm; returns what the last policy came to (`actors.summary.figures`)."""
+    from actors.crew import Crew
+    from actors.first import first_policy
+    from actors.online import Online
+    from actors.summary import figures, write
+    from rhumbline.store import RunStore
+
+    inputs = plan.inputs()
+    with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store, Crew(recipe, store, plan) as crew:
+        if recipe.evaluation.initial_policy:
+            crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
+        first = first_policy(recipe, plan, store, crew)
+        with Online(recipe, recipe.grpo, plan, store, crew, first) as online:
+            for t in online.steps():
+                online.sample(t)
+                online.update(t)
+                online.publish(t)
+                if online.kept(t):
+                    crew.evaluate(t, first.calibration)
+            kept = [t for t in range(1, recipe.steps + 1) if online.kept(t)]
+        before = [] if first.version is None else [crew.evaluate(first.version, first.calibration)]
+        policies = [*before, *(crew.evaluate(t, first.calibration) for t in kept)]
+        initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
+        print(f"report: {write(recipe, plan, store, crew, initial, policies, first.notes, online.curve())}")
+        return figures(recipe, first.calibration, policies[-1])
+
+
+if __name__ == "__main__":
+    typer.run(main)
