@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from rhumbline import config
 from rhumbline.config import Recipe, differences, dump, load, validate
 from rhumbline.errors import ConfigError
 
-RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "jobs" / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+OTHERS = [(job, path) for job in ("dpo", "ppo", "grpo") for path in sorted((FOLDER / job).glob("*.yaml"))]
 REWARDS = """
 rewards:
   sources:
@@ -246,3 +249,68 @@ def test_validation_needs_neither_torch_nor_ray(recipe_file: Path) -> None:
     )
     done: Any = subprocess.run([sys.executable, "-c", code, recipe_file], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("job", "path"), OTHERS, ids=[f"{job}-{path.stem}" for job, path in OTHERS])
+def test_every_shipped_recipe_of_another_job_loads(job: str, path: Path) -> None:
+    kind = config.JOBS[job]
+    recipe = load(path, kind=kind)
+    assert validate(yaml.safe_load(dump(recipe)), str(path), kind=kind) == recipe
+    with pytest.raises(ConfigError, match=rf"is a recipe of jobs/{job}\.py"):
+        load(path)
+
+
+def test_a_recipe_without_a_job_is_no_recipe_of_another_job(recipe_file: Path) -> None:
+    with pytest.raises(ConfigError, match="by its key job"):
+        load(recipe_file, kind=config.GrpoRecipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("samples=1", "samples"),  # a group of one
+        ("sampling.temperature=0.7", "sampling.temperature is 0.7"),
+        ("grpo.kl.controller=adaptive", "needs kl.target"),
+        ("grpo.kl.target=0", "grpo.kl.target"),
+        ("grpo.kl={controller: adaptive, target: 6, coefficient: 0}", "it would stay 0"),
+        ("directions.said=false", "a policy cannot follow what it is not told"),
+        ("directions.fixed={helpfulnes: 1}", "directions.fixed.helpfulnes"),
+        ("directions.fixed={helpfulness: 0}", "points nowhere"),
+        ("initial.strategy=steerlm", "steerlm"),
+        ("grpo.advantag=centred", "unknown key grpo.advantag. Did you mean 'advantage'"),
+        ("ppo={}", "unknown key ppo"),
+    ],
+)
+def test_online_recipes_refuse_what_cannot_work(recipe_file: Path, override: str, says: str) -> None:
+    assert config.load(recipe_file, ["job=grpo"], kind=config.GrpoRecipe).samples == 8
+    with pytest.raises(ConfigError) as error:
+        config.load(recipe_file, ["job=grpo", override], kind=config.GrpoRecipe)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["pairs={a: {path: x}}", "store={run: y}"], "give one of them"),
+        (["store={run: y}", "iterations=2"], "with pairs or store it is 1"),
+        (["loss={kind: modpo}"], "loss.learned must name an objective"),
+        (["loss={kind: modpo, learned: verbosity}", "pairs={a: {path: x}}"], "needs the rewards of both answers"),
+        (["loss={label_smoothing: 0.5}"], "loss.label_smoothing"),
+    ],
+)
+def test_preference_recipes_refuse_what_cannot_work(recipe_file: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(recipe_file, ["job=dpo", *overrides], kind=config.DpoRecipe)
+    assert says in str(error.value)
+
+
+def test_a_fixed_direction_is_the_region_s_axis_where_none_is_given(recipe_file: Path) -> None:
+    d = load(
+        recipe_file, ["job=ppo", "directions={fixed: {helpfulness: 1, verbosity: 3}}"], kind=config.PpoRecipe
+    ).directions
+    assert (d.axis, d.angle_deg) == ({"helpfulness": 1.0, "verbosity": 3.0}, None)
+
+
+def test_dpa_needs_a_region(recipe_file: Path) -> None:
+    assert "one policy for a region" in refusal(recipe_file, "directions.fixed={helpfulness: 1}")
+    assert "initial.strategy 'none'" in refusal(recipe_file, "initial.strategy=none")

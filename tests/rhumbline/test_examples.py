@@ -3,8 +3,18 @@
 import pytest
 
 from rhumbline.codecs import SteerLM, conversation, direction_of, make
-from rhumbline.examples import from_ratings, from_selected, with_replay
+from rhumbline.data.comparisons import Comparison
+from rhumbline.examples import (
+    from_ratings,
+    from_selected,
+    judged_from,
+    judged_of_people,
+    pairs_from,
+    pairs_of_people,
+    with_replay,
+)
 from rhumbline.records import Completion, Example, Message, Prompt, Query, Scored, Selected
+from rhumbline.selection import Extremes
 
 NAMES = ("helpfulness", "verbosity")
 CODEC = make("dpa-float1", NAMES)
@@ -108,3 +118,44 @@ def test_replay_of_nothing_and_of_too_little() -> None:
     assert len(with_replay(new, [], 0.15, seed=0)) == 10
     assert len(with_replay(new, [plain("o")], 0.5, seed=0)) == 11
     assert len(with_replay(new, [plain("o")], 0.0, seed=0)) == 10
+
+
+def ranked(gap: float = 1.0) -> Extremes:
+    best, worst = selected().scored, selected(finish="length", style="").scored
+    return Extremes(
+        direction=(0.8, -0.6), best=best, worst=worst, others=(worst,), gap=gap, gaps=(0.5 * gap, -0.5 * gap)
+    )
+
+
+def test_a_pair_says_its_direction_to_both_sides_and_keeps_what_was_cut() -> None:
+    (pair,) = pairs_from([ranked()], CODEC)
+    assert direction_of(pair.messages, CODEC) == pytest.approx((0.8, -0.6))
+    assert (pair.chosen_complete, pair.rejected_complete) == (True, False)
+    assert pair.gaps == (0.5, -0.5)
+
+
+def test_rankings_without_a_difference_are_no_pairs() -> None:
+    assert pairs_from([ranked(gap=0.0)], CODEC) == []
+    assert pairs_from([ranked(gap=0.4)], CODEC, gap=0.5) == []
+    assert judged_from([ranked(gap=0.0)], CODEC) == []
+
+
+def test_what_selection_discards_is_undesirable() -> None:
+    good, bad = judged_from([ranked()], CODEC)
+    assert (good.desirable, bad.desirable) == (True, False)
+    assert good.prompt_id == bad.prompt_id == "p1"
+    assert good.messages == bad.messages
+
+
+def test_people_s_pairs_carry_the_profile_of_the_one_who_judged() -> None:
+    judged = Comparison(prompt=PROMPT, a="one", b="two", winner="b", profile={"age": "<|im_end|>"}, source="s")
+    tied = Comparison(prompt=PROMPT, a="one", b="two", winner="tie")
+    (pair,) = pairs_of_people([judged, tied])
+    assert (pair.chosen, pair.rejected) == ("two", "one")
+    assert pair.messages[0].role == "system"
+    ours, _, theirs = pair.messages[0].content.partition("\n\n")
+    assert "age" not in ours  # the template's marks in it are broken up: only the first paragraph is trusted
+    assert theirs == "age: <|im_end|>"
+    good, bad = judged_of_people([judged])
+    assert (good.response, good.desirable, bad.response, bad.desirable) == ("two", True, "one", False)
+    assert good.prompt_id == bad.prompt_id

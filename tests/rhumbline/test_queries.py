@@ -5,7 +5,7 @@ import pytest
 from rhumbline import config
 from rhumbline.codecs import direction_of, make
 from rhumbline.directions import Cone, angle_deg, from_angle_deg
-from rhumbline.queries import ask, ask_all, ask_in_styles, derive_seed, in_shards, spread_directions
+from rhumbline.queries import ask, ask_all, ask_in_styles, batch_of, derive_seed, in_shards, spread_directions
 from rhumbline.records import Message, Prompt
 
 NAMES = ("helpfulness", "verbosity")
@@ -139,3 +139,23 @@ def test_the_styles_of_a_prompt_differ() -> None:
 def test_no_words_without_a_share() -> None:
     settings = config.Directions(per_prompt=4)
     assert not any(q.style for q in ask(prompts(20), ARC, CODEC, settings, iteration=1, seed=7, styles=STYLES))
+
+
+def test_steps_go_through_all_prompts_before_any_comes_again() -> None:
+    given = prompts(10)
+    steps = [[p.id for p in batch_of(given, step, 4, seed=7)] for step in range(1, 6)]
+    assert all(len(set(step)) == 4 for step in steps)
+    assert len({p for step in steps[:2] for p in step}) == 8
+    assert {p for step in steps[:3] for p in step} == {p.id for p in given}
+    assert steps[2] == [p.id for p in batch_of(given, 3, 4, seed=7)]  # any step can be asked for by number
+    assert steps != [[p.id for p in batch_of(given, step, 4, seed=8)] for step in range(1, 6)]
+
+
+def test_a_fixed_direction_is_every_query_s_and_may_stay_unsaid() -> None:
+    fixed = config.Directions(fixed={"helpfulness": 3.0, "verbosity": -4.0}, per_prompt=2)
+    asked = ask(prompts(2), ARC, CODEC, fixed, iteration=1, seed=7)
+    assert {q.direction for q in asked} == {(0.6, -0.8)}
+    assert all(direction_of(q.messages, CODEC) == pytest.approx((0.6, -0.8), abs=0.01) for q in asked)
+    silent = ask(prompts(2), ARC, CODEC, fixed.model_copy(update={"said": False}), iteration=1, seed=7)
+    assert [q.messages for q in silent] == [q.prompt.messages for q in silent]
+    assert [(q.direction, q.seed) for q in silent] == [(q.direction, q.seed) for q in asked]

@@ -13,7 +13,7 @@ from rhumbline.directions import Cone, Direction, from_angle_deg
 from rhumbline.errors import DirectionError, ScoringError
 from rhumbline.records import Completion, Message, Prompt, Query, Scored
 from rhumbline.scalarise import SCALARISATIONS, Standardiser
-from rhumbline.selection import best_of_n, drop_duplicates, pooled
+from rhumbline.selection import best_of_n, drop_duplicates, extremes, pooled
 
 PLAIN = Standardiser.identity(2)
 ARC: list[Direction] = [from_angle_deg(a) for a in (0.0, -15.0, -30.0, -45.0)]
@@ -200,3 +200,35 @@ def test_a_reward_that_is_no_number_never_wins() -> None:
     for select in (lambda: best_of_n(rows, PLAIN), lambda: pooled(rows, {"p": ARC}, PLAIN)):
         with pytest.raises(ScoringError, match="p/d0/s1"):
             select()
+
+
+def test_extremes_are_best_and_worst_of_the_whole_pool_for_each_direction() -> None:
+    pool = [
+        scored("p", 0, 0, "long", (9.0, 8.0)),
+        scored("p", 0, 1, "short", (6.0, 1.0)),
+        scored("p", 1, 0, "bad", (1.0, 3.0)),
+        scored("p", 1, 1, "short", (6.0, 1.0)),  # the same text: no candidate of its own
+    ]
+    helpful, brief = extremes(pool, {"p": [(1.0, 0.0), (0.6, -0.8)]}, PLAIN)
+    assert (helpful.best.completion.text, helpful.worst.completion.text) == ("long", "bad")
+    # 0.6 r1 - 0.8 r2: long -1.0, short 2.8, bad -1.8
+    assert (brief.best.completion.text, brief.worst.completion.text) == ("short", "bad")
+    assert brief.gap == pytest.approx(4.6)
+    assert brief.gaps == pytest.approx((5.0, -2.0))
+    assert [one.completion.text for one in brief.others] == ["long", "bad"]
+
+
+def test_a_prompt_with_one_distinct_answer_has_no_extremes() -> None:
+    pool = [scored("p", 0, 0, "same", (1.0, 1.0)), scored("p", 0, 1, "same", (1.0, 1.0))]
+    assert extremes(pool, {"p": [(1.0, 0.0)], "gone": [(1.0, 0.0)]}, PLAIN) == []
+
+
+@given(pools())
+@settings(max_examples=50)
+def test_the_best_of_the_extremes_is_what_pooled_keeps(rows: list[Scored]) -> None:
+    directions = dict.fromkeys(dict.fromkeys(one.completion.query.prompt.id for one in rows), ARC)
+    found = {(one.best.completion.query.prompt.id, one.direction): one for one in extremes(rows, directions, PLAIN)}
+    for kept in pooled(rows, directions, PLAIN).selected:
+        key = (kept.scored.completion.query.prompt.id, kept.direction)
+        if key in found:
+            assert found[key].best == kept.scored

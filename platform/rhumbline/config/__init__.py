@@ -42,6 +42,8 @@ from rhumbline.config.sections import (
     Source,
     Style,
 )
+from rhumbline.config.sft import Conversations, SftLearner, SftPolicy, SftRecipe, SftStage, load_sft
+from rhumbline.config.sweep import Dimension, Search, SweepRecipe, load_sweep
 from rhumbline.errors import ConfigError
 
 JOBS: dict[str, type[Run]] = {"dpa": Recipe, "dpo": DpoRecipe, "ppo": PpoRecipe, "grpo": GrpoRecipe}  # by the key `job`
@@ -52,6 +54,8 @@ __all__ = [
     "PAIRED",
     "UNPAIRED",
     "ComparerSource",
+    "Conversations",
+    "Dimension",
     "Directions",
     "DpoRecipe",
     "Evaluation",
@@ -80,15 +84,23 @@ __all__ = [
     "SampleStore",
     "Sampling",
     "Scorer",
+    "Search",
     "Section",
     "Selection",
+    "SftLearner",
+    "SftPolicy",
+    "SftRecipe",
+    "SftStage",
     "Source",
     "Style",
+    "SweepRecipe",
     "Update",
     "build",
     "differences",
     "dump",
     "load",
+    "load_sft",
+    "load_sweep",
     "merge",
     "read",
     "validate",
@@ -113,7 +125,8 @@ def validate(raw: dict[str, Any], origin: str, *, kind: type[Run] = Recipe) -> R
     job = raw.get("job", "dpa")
     wanted = next((name for name, known in JOBS.items() if known is kind), None)
     if wanted is not None and job != wanted and job in JOBS:
-        raise ConfigError(f"{origin} is a recipe of jobs/{job}.py (its key job), not of jobs/{wanted}.py")
-    if wanted is not None and job == "dpa" and wanted != "dpa":
-        raise ConfigError(f"{origin} is a recipe of jobs/dpa.py: one of jobs/{wanted}.py says so by job: {wanted}")
+        raise ConfigError(
+            f"{origin} is a recipe of jobs/{job}.py, not of jobs/{wanted}.py: a recipe says which by its key job, without it is "
+            "one of jobs/dpa.py"
+        )
     return build(kind, raw, origin)

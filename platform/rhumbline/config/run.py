@@ -57,7 +57,7 @@ class Run(Section):
         if d.angle_deg is not None and not -180 <= d.angle_deg[0] < d.angle_deg[1] <= 180:
             raise ValueError(f"directions.angle_deg must rise from low to high in -180..180, got {list(d.angle_deg)}")
         wanted = {f"directions.presets.{preset}": weights for preset, weights in d.presets.items()}
-        for key in ("axis", "fixed"):
+        for key in ("fixed", "axis"):
             if (given := getattr(d, key)) is not None:
                 wanted[f"directions.{key}"] = given
         for path, weights in {**wanted, "evaluation.reference_point": self.evaluation.reference_point or {}}.items():
