@@ -68,14 +68,14 @@ def write(
             "training prompts": len(plan.splits.train),
             "held-out prompts": len(plan.splits.evaluation),
             "samples": sum(
-                s["items"] or 0 for s in stages if s["name"].startswith("iterations/") and "learn" not in s["name"]
+                s["items"] or 0
+                for s in stages
+                if s["name"].startswith(("iterations/", "rollout")) and "learn" not in s["name"]
             ),
             **_rounds(recipe),
         },
         recipe={
-            "codec": plan.codec.version,
-            "system prompt at the first evaluated direction": plan.codec.render(plan.grid()[0]) if said else "none",
-            "region": directions.text(plan.cone.axis, plan.cone.names) + f" +- {plan.cone.half_angle_deg:g} degrees",
+            **_directions(plan),
             "samples per query": recipe.samples,
             "t=0": recipe.initial.strategy,
             **_told(recipe),
@@ -94,18 +94,7 @@ def write(
         command=" ".join(machine["command"]),
     )
     page = write_report(store.path / "report", report)
-    example = plan.cone.project(plan.cone.axis)[0]
-    write_card(
-        store.path / "README.md",
-        report,
-        CardSteering(
-            codec=plan.codec.version,
-            example=directions.text(example, plan.cone.names),
-            system_prompt=plan.codec.render(example),
-            region=f"{plan.cone.half_angle_deg:g} degrees around {directions.text(plan.cone.axis, plan.cone.names)}",
-            presets=recipe.directions.presets,
-        ),
-    )
+    write_card(store.path / "README.md", report, _steering(plan) if said else None)
     return page
 
 
@@ -133,6 +122,28 @@ def figures(recipe: Run, calibration: Calibration, evaluated: Evaluated) -> dict
         "hypervolume": evaluation.hypervolume.value,
     }
     return out | {f"objective/{name}": mean(d.rewards[name].value for d in shown) for name in names}
+
+
+def _steering(plan: Plan) -> CardSteering:
+    example = plan.cone.project(plan.cone.axis)[0]
+    return CardSteering(
+        codec=plan.codec.version,
+        example=directions.text(example, plan.cone.names),
+        system_prompt=plan.codec.render(example),
+        region=f"{plan.cone.half_angle_deg:g} degrees around {directions.text(plan.cone.axis, plan.cone.names)}",
+        presets=plan.recipe.directions.presets,
+    )
+
+
+def _directions(plan: Plan) -> dict[str, Any]:
+    settings, names = plan.recipe.directions, plan.cone.names
+    if not settings.said and settings.fixed is not None:
+        return {"direction, said in no prompt": directions.text(parse(settings.fixed, names), names)}
+    return {
+        "codec": plan.codec.version,
+        "system prompt at the first evaluated direction": plan.codec.render(plan.grid()[0]),
+        "region": directions.text(plan.cone.axis, names) + f" +- {plan.cone.half_angle_deg:g} degrees",
+    }
 
 
 def _rounds(recipe: Run) -> dict[str, int]:

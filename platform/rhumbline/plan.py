@@ -19,7 +19,7 @@ from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
-from rhumbline.directions import Cone, angle_deg, from_angle_deg, region, text
+from rhumbline.directions import Cone, angle_deg, from_angle_deg, parse, region, text
 from rhumbline.errors import CodecError, ConfigError, DataError, HubError
 from rhumbline.learning import embedded
 from rhumbline.queries import ask, batch_of, said_in
@@ -185,11 +185,15 @@ class Plan:
             f"region      {self.cone.half_angle_deg:g} degrees around {text(self.cone.axis, names)}, "
             f"said by {self.codec.version} within {self.codec.precision_deg:.1f} degrees",
         ]
+        if recipe.directions.fixed is not None:
+            where = "in every prompt" if recipe.directions.said else "in no prompt"
+            out[-1] = f"direction   {text(parse(recipe.directions.fixed, names), names)}, said {where}"
         if self.unknown:
             out.append(f"prompts     not counted: {self.unknown}")
         else:
             out += self._counts()
-        out += ["", "evaluated on " + "; ".join(self._said(v) for v in self.grid())]
+        if recipe.directions.said:
+            out += ["", "evaluated on " + "; ".join(self._said(v) for v in self.grid())]
         for number, sample in enumerate(rendered, 1):
             out += ["", f"training sample {number} (what carries the loss stands in brackets)", sample]
         return out
@@ -217,8 +221,16 @@ def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     names = list(recipe.rewards.objectives)
     cone = region(recipe.directions, names)
     codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
+    if not recipe.directions.said:
+        check_first(recipe, codec, dry_run=dry_run)
+        return cone, codec
     for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
         codec.render(tuple(direction_K.tolist()))
+    if recipe.directions.fixed is not None:
+        try:
+            codec.render(parse(recipe.directions.fixed, names))
+        except CodecError as e:
+            raise CodecError(f"directions.fixed: {e}. With directions.said: false it stands in no prompt") from None
     for direction in _grid(recipe, cone):
         try:
             codec.render(direction)

@@ -54,9 +54,10 @@ def ask(
                 rng, directions.per_prompt, directions.law, concentration=directions.concentration, grid=directions.grid
             )
             drawn = [tuple(v_K.tolist()) for v_K in drawn_NK]
-        asked = ask_all([prompt], drawn, codec, iteration=iteration, seed=seed)
-        if not directions.said:
-            asked = [dataclasses.replace(query, messages=tuple(prompt.messages)) for query in asked]
+        told: list[Direction | None] = [v if directions.said else None for v in drawn]
+        asked = ask_all([prompt], told, codec, iteration=iteration, seed=seed)
+        if not directions.said:  # what the answers are rewarded by, all the same
+            asked = [dataclasses.replace(query, direction=v) for query, v in zip(asked, drawn, strict=True)]
         names: list[str] = []
         for query in asked:
             if styles and rng.uniform() < styled_share:

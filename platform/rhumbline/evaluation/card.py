@@ -37,13 +37,13 @@ class CardSteering:
 def write_card(
     path: str | Path,
     report: ReportInput,
-    steering: CardSteering,
+    steering: CardSteering | None,
     *,
     license_id: str = "apache-2.0",
     base_model_id: str | None = None,
     datasets: tuple[str, ...] = (),
 ) -> Path:
-    """Write the card atomically. `base_model_id` and `datasets` are hub names, left out where there are none."""
+    """Write the card atomically. `steering` None: of a policy that no prompt steers. `base_model_id` and `datasets` are hub names, left out where there are none."""
     header = ModelCardData(
         base_model=base_model_id,
         datasets=list(datasets) or None,
@@ -66,7 +66,7 @@ def write_card(
         steering=steering,
         last=report.evaluations[-1],
         headlines=[*headlines(report.evaluations, report.initial_policy), verdict(report.health)],
-        fence=_fence(steering.system_prompt),
+        fence="" if steering is None else _fence(steering.system_prompt),
     )
     path = Path(path)
     try:

@@ -3,7 +3,7 @@
     trials = [{"number": 0, "state": "done", "point": {"ppo.kl.coefficient": 0.02}, "figures": {"reward": 1.2, "kl": 3.0}, ...}]
     metrics = {"reward": "max", "kl": "min"}
     front(trials, metrics)                       # [0]: numbers of the trials that no other dominates
-    write_report(Path("runs/sweep/report"), ...)  # trials.csv, front.csv and .png, parallel.png, best.yaml, index.md, summary.json
+    write_report(Path("runs/sweep/report"), ...)  # trials.csv, front.csv and .png, parallel.png, best.yaml, index.md and so on
 
 A trial is plain data: number, point (dotted key -> value), overrides, figures, state (done, failed, stopped, running), reason and
 folder. It counts where it is done and has every metric as a finite number; what does not count is shown with its reason.
@@ -127,13 +127,13 @@ def _said(value: Any) -> str | int | float | bool | None:
 
 
 def draw_front(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str]) -> Figure:
-    """The first metric against the second (of a single one: against the trial's number), the front labelled and joined."""
+    """The first metric against the second (of a single one: against the trial's number), the front joined and named."""
     good, on = counted(trials, metrics), set(front(trials, metrics))
     names = list(metrics)
     y, x = names[0], names[1] if len(names) > 1 else None
     chosen, _ = best(trials, metrics)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         places = [
             (float(trial["number"] if x is None else trial["figures"][x]), float(trial["figures"][y])) for trial in good
@@ -141,21 +141,25 @@ def draw_front(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, 
         front_line = sorted(place for trial, place in zip(good, places, strict=True) if trial["number"] in on)
         if x is not None and len(names) == 2:
             axes.plot(*zip(*front_line, strict=True), color=MODEL, linewidth=1.2, zorder=1)
-        for above, (trial, place) in enumerate(sorted(zip(good, places, strict=True), key=lambda pair: pair[1])):
+        for trial, place in zip(good, places, strict=True):
             member = trial["number"] in on
             colour = BEST if trial is chosen else MODEL if member else BASE
-            axes.plot(*place, "o", color=colour, markersize=6, fillstyle="full" if member else "none", zorder=2)
-            if member:
-                axes.annotate(
-                    f"{trial['number']}: {configuration(trial, headings)}",
-                    place,
-                    xytext=(5, 6 if above % 2 else -12),  # neighbours on the front do not write over each other
-                    textcoords="offset points",
-                    fontsize=7,
-                )
+            axes.plot(
+                *place,
+                "o",
+                color=colour,
+                markersize=6,
+                fillstyle="full" if member else "none",
+                zorder=2,
+                label=f"{trial['number']}: {configuration(trial, headings)}" if member else None,
+            )
+            axes.annotate(
+                str(trial["number"]), place, xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour
+            )
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, title="the front", title_fontsize=8)
         axes.set_xlabel("trial" if x is None else _heading(x, metrics))
         axes.set_ylabel(_heading(y, metrics))
-        axes.margins(x=0.15, y=0.12)
+        axes.margins(x=0.08, y=0.08)
     return figure
 
 

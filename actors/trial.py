@@ -1,0 +1,160 @@
+"""One trial of a search: a point becomes a recipe, a job runs it, and a record beside the run's folder says what came of it.
+
+    figures = run_trial(sweep, point, folder, jobs, on_evaluation)      # {'reward': 1.2, 'kl': 3.0, ...}
+    records(sweep, folder)                                              # every trial of the search, as plain data
+
+    <sweep>/trials/t-0123456789/         the run's own directory: it goes on from there
+    <sweep>/trials/t-0123456789.json     point, overrides, figures, state (running, done, failed, stopped), reason
+
+The name is a hash of the overrides, so a point that was finished is read back and one that was begun is resumed, whoever asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from actors.dry_run import check
+from cluster.session import resources
+from rhumbline import config, durable, lease
+from rhumbline.config import Run, SweepRecipe
+from rhumbline.config.sweep import Point
+from rhumbline.errors import ConfigError
+from rhumbline.plan import Plan
+
+Figures = dict[str, float]
+Report = Callable[[Figures], None]
+TRIALS = "trials"
+PATIENCE_S = lease.STALE_AFTER_S + 5
+
+
+def trial_name(overrides: Sequence[str]) -> str:
+    """The folder of a trial: the same for the same overrides, whoever asks and when."""
+    return "t-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:10]
+
+
+def run_trial(
+    sweep: SweepRecipe,
+    point: Point,
+    folder: Path,
+    jobs: Path,
+    on_evaluation: Report,
+    prepare: Callable[[Run], Plan] | None = None,
+) -> Figures:
+    """One trial, or what it came to before. The record says done or failed when this returns or raises."""
+    overrides = sweep.trial_overrides(point)
+    name = trial_name(overrides)
+    path = folder / TRIALS / f"{name}.json"
+    before = read_record(path)
+    if before.get("state") == "done":
+        return {key: float("nan") if value is None else float(value) for key, value in before["figures"].items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"point": point, "overrides": overrides, "figures": {}, "reason": "", "folder": name}
+    record |= {"began": before.get("began", time.time())}
+
+    def note(state: str, **fields: Any) -> None:
+        record.update(fields, state=state)
+        durable.replace(path, durable.to_json(record, indent=1).encode())
+
+    def evaluated(figures: Figures) -> None:
+        note("running", figures=figures)
+        on_evaluation(figures)
+
+    note("running")
+    try:
+        recipe = sweep.trial(point, name)
+        job = job_module(jobs, job_of(recipe))
+        plan = (prepare or _prepared)(recipe)
+        _wait_for(folder / TRIALS / name)
+        asked = "".join(f"# {line}\n" for line in overrides) + Path(sweep.recipe).read_text(encoding="utf-8")
+        more = {"on_evaluation": evaluated} if told_on_the_way(job) else {}
+        began = time.monotonic()
+        out = job.run(recipe, plan, folder / TRIALS, True, asked=asked, **more)
+    except Exception as e:
+        note("failed", reason=f"{type(e).__name__}: {e}")
+        raise
+    figures = {str(key): float(value) for key, value in out.items()} if isinstance(out, Mapping) else {}
+    note("done", figures=figures, seconds=time.monotonic() - began)
+    return figures
+
+
+def job_module(jobs: Path, name: str) -> ModuleType:
+    """jobs/<name>.py as a module: by its path, because jobs are scripts and no package."""
+    path = jobs / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"there is no job at {path}: the recipe's key job is {name!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "run", None)):
+        raise ConfigError(f"{path} has no run(recipe, plan, runs, resume, asked): it cannot be a trial")
+    return module
+
+
+def job_of(recipe: Run) -> str:
+    return next(name for name, kind in config.JOBS.items() if kind is type(recipe))
+
+
+def told_on_the_way(job: ModuleType) -> bool:
+    return "on_evaluation" in inspect.signature(job.run).parameters
+
+
+def _prepared(recipe: Run) -> Plan:
+    """What a job does before it runs."""
+    plan = Plan.make(recipe)
+    check(plan, resources())
+    return plan
+
+
+def _wait_for(run: Path) -> None:
+    """Until the driver that was killed on another host counts as dead: its process cannot be asked."""
+    until = time.monotonic() + PATIENCE_S
+    while lease.is_live(lease.read_status(run)) and time.monotonic() < until:
+        time.sleep(1.0)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A trial's record; empty where it never began."""
+    return (durable.parse_json(path.read_bytes()) if path.is_file() else None) or {}
+
+
+def records(sweep: SweepRecipe, folder: Path) -> list[dict[str, Any]]:
+    """Every trial by number: the order of the points where they are known, else the order in which they began."""
+    never = {"figures": {}, "state": "waiting", "reason": "", "folder": ""}
+    if sweep.adaptive:
+        found = [read_record(path) for path in (folder / TRIALS).glob("t-*.json")]
+        found = sorted((record for record in found if record), key=lambda record: float(record["began"]))
+    else:
+        found = []
+        for point in sweep.points():
+            overrides = sweep.trial_overrides(point)
+            record = read_record(folder / TRIALS / f"{trial_name(overrides)}.json")
+            found.append(never | {"point": point, "overrides": overrides} | record)
+    return [
+        record | {"number": number, "folder": f"{TRIALS}/{record['folder']}" if record["folder"] else ""}
+        for number, record in enumerate(found)
+    ]
+
+
+def settle(folder: Path, errors: Mapping[str, str], *, by_scheduler: bool) -> None:
+    """Once Tune has ended: what still says running was stopped by the scheduler, or lost with its process (`errors` by name)."""
+    for path in sorted((folder / TRIALS).glob("t-*.json")):
+        record = read_record(path)
+        if record.get("state") != "running":
+            continue
+        error = errors.get(path.stem)
+        if error is None and by_scheduler:
+            record |= {"state": "stopped", "reason": "early, by the scheduler"}
+        else:
+            lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
+            record |= {"state": "failed", "reason": " ".join(["its process ended", *lines[-1:]])}
+        durable.replace(path, durable.to_json(record, indent=1).encode())

@@ -1,0 +1,247 @@
+"""The recipe of jobs/sweep.py: which keys of another recipe are searched, over what, and by which figures.
+
+    sweep = load_sweep("jobs/recipes/sweeps/thesis-mini.yaml")
+    sweep.points()                       # [{'directions.fixed': 0.0, 'ppo.kl.coefficient': 0.02}, ...]
+    sweep.trial_overrides(point)         # ['directions.fixed={}', 'directions.fixed={...}', 'ppo.kl.coefficient=0.02']
+    sweep.trial(point, "t-1")            # the recipe of that trial, built as its job builds it
+
+A point gives every dimension of the space one plain value; of a simplex it is the weight of the first of two objectives, the
+second has the rest. `grid` and `random` know their points before they start; `tpe` and `nsga2` choose the next one by what came
+back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from rhumbline.config.reading import build, read
+from rhumbline.config.run import Run
+from rhumbline.config.sections import Section
+from rhumbline.errors import ConfigError, did_you_mean
+
+Point = dict[str, Any]  # dotted key -> value
+Reals = tuple[float, float]
+Whole = tuple[int, int]
+FORMS = ("values", "uniform", "loguniform", "int")
+
+
+class Dimension(Section):
+    """What one key is drawn from: one of four forms. With `simplex`, the values are the weight of its first objective."""
+
+    values: list[Any] | None = Field(None, min_length=1)
+    uniform: Reals | None = None
+    loguniform: Reals | None = None
+    int: Whole | None = None  # both ends belong to it
+    simplex: tuple[str, str] | None = None  # the key takes {first: w, second: 1 - w}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Dimension:
+        given = [form for form in FORMS if getattr(self, form) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(FORMS)}, found {' and '.join(given) or 'none'}")
+        form = given[0]
+        if form != "values":
+            low, high = getattr(self, form)
+            if low >= high:
+                raise ValueError(f"{form} must rise from low to high, got {[low, high]}")
+            if form == "loguniform" and low <= 0:
+                raise ValueError(f"loguniform needs a low end above 0, got {low}")
+        elif len({_yaml(value) for value in self.values or []}) < len(self.values or []):
+            raise ValueError(f"values has one twice: {self.values}")
+        if self.simplex is not None:
+            self._weighs(form)
+        return self
+
+    def _weighs(self, form: str) -> None:
+        if self.simplex is not None and self.simplex[0] == self.simplex[1]:
+            raise ValueError(f"simplex needs two objectives, got {list(self.simplex)}")
+        if form not in ("values", "uniform"):
+            raise ValueError(f"simplex takes values or uniform, found {form}")
+        for weight in self.probes():
+            if isinstance(weight, bool) or not isinstance(weight, float | int) or not 0 <= weight <= 1:
+                raise ValueError(f"simplex: a weight lies in 0..1, got {weight!r}")
+
+    @property
+    def finite(self) -> bool:
+        return self.values is not None or self.int is not None
+
+    def listed(self) -> list[Any]:
+        """Every value, in order; of a finite dimension."""
+        if self.values is not None:
+            return list(self.values)
+        assert self.int is not None, "a continuous dimension has no list"
+        return list(range(self.int[0], self.int[1] + 1))
+
+    def probes(self) -> list[Any]:
+        """Values to try whether a recipe takes them: all that are listed, or both ends."""
+        return self.listed() if self.values is not None else list(self.int or self.uniform or self.loguniform or ())
+
+    def draw(self, rng: random.Random) -> Any:
+        if self.finite:
+            return rng.choice(self.listed())
+        if self.uniform is not None:
+            return rng.uniform(*self.uniform)
+        assert self.loguniform is not None
+        return math.exp(rng.uniform(*(math.log(end) for end in self.loguniform)))
+
+    def settings(self, key: str, value: Any) -> list[str]:
+        """The overrides that set `key` to a value of this dimension."""
+        if self.simplex is None:
+            return [f"{key}={_yaml(value)}"]
+        weights = {self.simplex[0]: float(value), self.simplex[1]: round(1.0 - float(value), 12)}
+        return [f"{key}={{}}", f"{key}={_yaml(weights)}"]  # emptied first: a mapping adds to the one it lies on
+
+
+class Search(Section):
+    algorithm: Literal["grid", "random", "tpe", "nsga2"] = "grid"
+    trials: int = Field(20, gt=0)  # not of a grid, which tries every point
+    seed: int = 0
+
+
+class Tune(Section):
+    """Other settings, passed on under their own names."""
+
+    sampler: dict[str, Any] = Field(default={})  # optuna.samplers.TPESampler or NSGAIISampler
+    scheduler: dict[str, Any] = Field(default={})  # ray.tune.schedulers.ASHAScheduler
+    config: dict[str, Any] = Field(default={})  # ray.tune.TuneConfig
+
+
+class SweepRecipe(Section):
+    """Of jobs/sweep.py."""
+
+    job: Literal["sweep"] = "sweep"
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
+    recipe: str  # what the trials run; its path from the sweep's file
+    overrides: dict[str, Any] = Field(default={})  # of every trial, by dotted key
+    search: Search = Search()
+    space: dict[str, Dimension] = Field(min_length=1)  # by dotted key
+    metrics: dict[str, Literal["max", "min"]] = Field(
+        {"reward": "max", "kl": "min"}, min_length=1
+    )  # figures of a trial
+    scheduler: Literal["none", "asha"] = "none"
+    max_concurrent: int = Field(1, gt=0)  # trials at a time; each holds its actors' resources
+    tune: Tune = Tune()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepRecipe:
+        if self.search.algorithm == "grid":
+            endless = [key for key, dimension in self.space.items() if not dimension.finite]
+            if endless:
+                raise ValueError(
+                    f"search.algorithm grid needs values or int in every dimension, space.{endless[0]} is continuous: list "
+                    "values, or take random, tpe or nsga2"
+                )
+        if self.scheduler == "asha" and len(self.metrics) != 1:
+            raise ValueError(
+                f"scheduler asha compares trials by one figure, metrics names {len(self.metrics)} ({', '.join(self.metrics)}): "
+                "give one, for example hypervolume, or scheduler: none"
+            )
+        for key in self.space:
+            if key in self.overrides:
+                raise ValueError(f"{key} stands in overrides and in space: give it once")
+        for key in (*self.space, *self.overrides):
+            if key in ("name", "job"):
+                raise ValueError(
+                    f"{key} is no key to search or override: the sweep gives each trial its name and its job"
+                )
+        return self
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the next point depends on what came back."""
+        return self.search.algorithm in ("tpe", "nsga2")
+
+    def grid(self) -> list[Point]:
+        """Every point of a finite space; the last dimension changes fastest."""
+        listed = [dimension.listed() for dimension in self.space.values()]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*listed)]
+
+    def points(self) -> list[Point]:
+        """The points of a grid or random search, the same for the same seed and each once. Of an adaptive one: none yet."""
+        if self.adaptive:
+            return []
+        if self.search.algorithm == "grid":
+            return self.grid()
+        rng = random.Random(self.search.seed)
+        if all(dimension.finite for dimension in self.space.values()):
+            every = self.grid()
+            return rng.sample(every, min(self.search.trials, len(every)))
+        return [{key: d.draw(rng) for key, d in self.space.items()} for _ in range(self.search.trials)]
+
+    def headings(self) -> dict[str, str]:
+        """Keys of the space as a table calls them: a simplex by the objective whose weight its values are."""
+        return {
+            key: f"weight of {dimension.simplex[0]}" if dimension.simplex is not None else key
+            for key, dimension in self.space.items()
+        }
+
+    def trial_overrides(self, point: Mapping[str, Any]) -> list[str]:
+        """`key=value` for everything in which a trial differs from the recipe that it runs."""
+        common = [f"{key}={_yaml(value)}" for key, value in self.overrides.items()]
+        return common + [line for key, dimension in self.space.items() for line in dimension.settings(key, point[key])]
+
+    def trial(self, point: Mapping[str, Any], name: str) -> Run:
+        """The recipe of one trial. Raises ConfigError."""
+        return self._load([*self.trial_overrides(point), f"name={_yaml(name)}"])
+
+    def base(self) -> Run:
+        """The recipe that trials run, with `overrides`, before the space. Raises ConfigError."""
+        return self._load([f"{key}={_yaml(value)}" for key, value in self.overrides.items()])
+
+    def _load(self, overrides: list[str]) -> Run:
+        from rhumbline.config import JOBS, load
+
+        job = str(read(self.recipe).get("job", "dpa"))
+        if job not in JOBS:
+            raise ConfigError(
+                f"{self.recipe} is of jobs/{job}.py (its key job), which trials cannot run.{did_you_mean(job, JOBS)} "
+                f"They run {', '.join(JOBS)}"
+            )
+        return load(self.recipe, overrides, kind=JOBS[job])
+
+
+def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepRecipe:
+    """Read the recipe of a search and try its space on the recipe that trials run. Raises ConfigError.
+
+    `recipe` comes back as a path from where one stands. An override of the sweep is `search.trials=40`; one of its trials is
+    `overrides={learner.lr: 1e-4}`.
+    """
+    raw = read(path, overrides, example="search.trials=40")
+    if raw.get("job", "sweep") != "sweep":
+        raise ConfigError(f"{path} is a recipe of jobs/{raw['job']}.py (its key job), not of jobs/sweep.py")
+    sweep = build(SweepRecipe, raw, str(path))
+    sweep = sweep.model_copy(update={"recipe": os.path.normpath(Path(path).parent / sweep.recipe)})
+    _try(sweep, str(path))
+    return sweep
+
+
+def _try(sweep: SweepRecipe, origin: str) -> None:
+    """Every listed value and both ends of every range, one dimension at a time, make a recipe. Raises ConfigError."""
+    try:
+        sweep.base()
+    except ConfigError as e:
+        raise ConfigError(f"{origin}: recipe, with overrides: {e}") from None
+    first = {key: dimension.probes()[0] for key, dimension in sweep.space.items()}
+    for key, dimension in sweep.space.items():
+        for value in dimension.probes():
+            point = first | {key: value}
+            try:
+                sweep.trial(point, "probe")
+            except ConfigError as e:
+                shown = ", ".join(f"{name}: {point[name]!r}" for name in sweep.space)
+                raise ConfigError(f"{origin}: space, at {{{shown}}}: {e}") from None
+
+
+def _yaml(value: Any) -> str:
+    """A value as an override spells it: on one line, and 1e-05 as the number 1.0e-05, which YAML 1.1 reads as one."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
