@@ -49,11 +49,11 @@ def main(
             run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 
-def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> None:
-    """The algorithm."""
+def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> dict[str, float]:
+    """The algorithm; returns what the last policy came to (`actors.summary.figures`)."""
     from actors.crew import Crew
     from actors.first import first_policy
-    from actors.summary import write
+    from actors.summary import figures, write
     from rhumbline.examples import from_selected, with_replay
     from rhumbline.records import Selected
     from rhumbline.selection import select
@@ -81,6 +81,7 @@ def run(recipe: Recipe, plan: Plan, runs: Path, resume: bool, asked: str) -> Non
             policies.append(crew.evaluate(t, first.calibration))
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
         print(f"report: {write(recipe, plan, store, crew, initial, policies, first.notes)}")
+        return figures(recipe, first.calibration, policies[-1])
 
 
 if __name__ == "__main__":

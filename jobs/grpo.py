@@ -14,6 +14,7 @@ then       evaluate on held-out prompts, and write the report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,15 @@ def main(
             run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 
-def run(recipe: GrpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str) -> dict[str, float]:
-    """The algorithm; returns what the last policy came to (`actors.summary.figures`)."""
+def run(
+    recipe: GrpoRecipe,
+    plan: Plan,
+    runs: Path,
+    resume: bool,
+    asked: str,
+    on_evaluation: Callable[[dict[str, float]], None] = lambda _figures: None,
+) -> dict[str, float]:
+    """The algorithm; returns what the last policy came to (`actors.summary.figures`), as `on_evaluation` hears of each."""
     from actors.crew import Crew
     from actors.first import first_policy
     from actors.online import Online
@@ -70,7 +78,7 @@ def run(recipe: GrpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str) ->
                 online.update(t)
                 online.publish(t)
                 if online.kept(t):
-                    crew.evaluate(t, first.calibration)
+                    on_evaluation(figures(recipe, first.calibration, crew.evaluate(t, first.calibration)))
             kept = [t for t in range(1, recipe.steps + 1) if online.kept(t)]
         before = [] if first.version is None else [crew.evaluate(first.version, first.calibration)]
         policies = [*before, *(crew.evaluate(t, first.calibration) for t in kept)]

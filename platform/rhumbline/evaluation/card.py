@@ -43,7 +43,10 @@ def write_card(
     base_model_id: str | None = None,
     datasets: tuple[str, ...] = (),
 ) -> Path:
-    """Write the card atomically. `steering` None: of a policy that no prompt steers. `base_model_id` and `datasets` are hub names, left out where there are none."""
+    """Write the card atomically. `steering` None: of a policy that no prompt steers.
+
+    `base_model_id` and `datasets` are hub names, left out where there are none.
+    """
     header = ModelCardData(
         base_model=base_model_id,
         datasets=list(datasets) or None,
