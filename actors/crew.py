@@ -190,7 +190,7 @@ class Crew:
         if version is None:
             raise StoreError("the initial policy is sampled before any other; it cannot be loaded again")
         settings = self.recipe.generator
-        seconds = weights.sync(
+        synced = weights.sync(
             self.generators,
             name,
             self.store.checkpoint_dir(version).resolve(),
@@ -198,8 +198,9 @@ class Crew:
             deadline_s=settings.deadline_s,
         )
         self.loaded = name
-        self.metrics.log(version, {"sync/seconds": seconds})
-        self.store.event("loaded", version=name, seconds=seconds)
+        told = {"seconds": synced.seconds, "load_s": synced.load_s, "probe_s": synced.probe_s, "probe_gap": synced.gap}
+        self.metrics.log(version, {f"sync/{key}": value for key, value in told.items()})
+        self.store.event("loaded", version=name, **told)
 
     # --- learn and publish --------------------------------------------------------------------------------------------
 

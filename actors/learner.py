@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from actors.progress import Progress, learner_metrics
 from rhumbline import config, durable, errors, tables
 from rhumbline.errors import RhumblineError, TrainingError, UserError
-from rhumbline.records import Example, Message
+from rhumbline.records import Example, Judged, Message, Pair
 
 if TYPE_CHECKING:
     from rhumbline.fitting.recipe import RewardRecipe
@@ -73,6 +73,43 @@ def learn(
         settings,
         learner,
         lambda file: durable.replace(file, tables.to_parquet(list(examples))),
+        out_dir=out_dir,
+        name=name,
+        storage=storage,
+        seed=seed,
+        on_step=on_step,
+    )
+
+
+def learn_preferences(
+    samples: Sequence[Pair] | Sequence[Judged],
+    loss: config.PreferenceLoss,
+    learner: config.Learner,
+    *,
+    objectives: Sequence[str],
+    policy_dir: str | Path,
+    out_dir: str | Path,
+    name: str,
+    storage: str | Path,
+    seed: int,
+    adapter_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The same for DPO and its kin on pairs, KTO and BCO on judged answers. The reference is what training starts from."""
+    if not samples:
+        raise TrainingError(f"{name}: no pair is left to learn from")
+    return _complete(
+        "preferences",
+        {
+            "policy_dir": str(policy_dir),
+            "adapter_dir": None if adapter_dir is None else str(Path(adapter_dir).resolve()),
+            "trust_remote_code": trust_remote_code,
+            "loss": loss.model_dump(mode="json"),
+            "objectives": list(objectives),
+        },
+        learner,
+        lambda file: durable.replace(file, tables.to_parquet(list(samples))),
         out_dir=out_dir,
         name=name,
         storage=storage,
@@ -350,6 +387,23 @@ def _policy(settings: dict[str, Any], data: Path, learner: config.Learner, where
     return asdict(result)
 
 
+def _preferences(
+    settings: dict[str, Any], data: Path, learner: config.Learner, where: dict[str, Any]
+) -> dict[str, Any]:
+    from rhumbline.learning.preferences import fit_preferences
+
+    rows = tables.from_parquet(data.read_bytes())
+    pairs, judged = [r for r in rows if isinstance(r, Pair)], [r for r in rows if isinstance(r, Judged)]
+    loss = config.PreferenceLoss.model_validate(settings.pop("loss"))
+    result = fit_preferences(pairs or judged, learner=learner, loss=loss, **settings, **where)
+    if where["rank"] == 0:
+        told = [(pair.id, pair.messages, pair.chosen, pair.chosen_complete) for pair in pairs]
+        told += [(one.id, one.messages, one.response, one.complete) for one in judged]
+        examples = [Example(id=i, messages=m, response=text, complete=whole) for i, m, text, whole in told]
+        _probe(where["out_dir"], examples, trust_remote_code=settings["trust_remote_code"])
+    return asdict(result)
+
+
 def _rewards(
     settings: dict[str, Any],
     data: Path,
@@ -370,6 +424,7 @@ def _rewards(
 
 LOOPS: dict[str, Callable[[dict[str, Any], Path, config.Learner, dict[str, Any]], dict[str, Any]]] = {
     "policy": _policy,
+    "preferences": _preferences,
     "rewards": _rewards,
 }
 

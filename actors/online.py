@@ -13,11 +13,10 @@ gives a step the same batch, and the learners make the same of it.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
-
-from rhumbline.learning.trajectories import Trajectory
 
 from actors.crew import Crew
 from actors.first import First
@@ -28,6 +27,7 @@ from actors.rollout import Rollout
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.learning.policy import load_tokenizer
+from rhumbline.learning.trajectories import Trajectory
 from rhumbline.plan import Plan
 from rhumbline.records import Scored
 from rhumbline.store import RunStore
@@ -46,6 +46,8 @@ class Online:
         first: First,
     ) -> None:
         self.recipe, self.plan, self.store, self.crew, self.first = recipe, plan, store, crew, first
+        self._answers: dict[int, Rollout] = {}  # of the last steps
+        self._cases: list[Encoded] = []
         self.tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
         policy_dir, adapter_dir = self._start()
         self.ranks = Ranks(
@@ -57,6 +59,7 @@ class Online:
                 "adapter_dir": adapter_dir,
                 "seed": recipe.seed,
                 "trust_remote_code": recipe.policy.trust_remote_code,
+                "max_tokens": recipe.sampling.max_tokens,
                 "failed_batch": str((store.path / "train" / "failed-batch.parquet").resolve()),
             },
             recipe.learner,
@@ -88,8 +91,11 @@ class Online:
 
     def sample(self, t: int) -> Rollout:
         """The scored answers of step t; read back where they are in the store."""
+        if t in self._answers:
+            return self._answers[t]
         queries = self.plan.step_queries(t, self.recipe.prompts_per_step)
-        return self.crew.sample(
+        self._answers = {k: out for k, out in self._answers.items() if k >= t - 1}
+        self._answers[t] = self.crew.sample(
             f"iterations/t={t}",
             queries,
             n=self.recipe.samples,
@@ -98,6 +104,7 @@ class Online:
             token_logprobs=True,
             log_as="rollout",
         )
+        return self._answers[t]
 
     def batch(self, t: int) -> list[Trajectory]:
         """The same as the learners read them."""
@@ -162,7 +169,7 @@ class Online:
             direction = completion.query.direction
             assert direction is not None, "online training weighs rewards by a direction"
             if not completion.token_ids:
-                continue
+                continue  # nothing of it can be learned
             out.append(
                 Trajectory(
                     id=completion.id,
@@ -175,15 +182,19 @@ class Online:
                     truncated=completion.finish_reason == "length",
                 )
             )
+        if isinstance(
+            self.recipe, config.GrpoRecipe
+        ):  # an answer whose siblings all failed has nothing to be compared with
+            members = Counter(one.group for one in out)
+            out = [one for one in out if members[one.group] > 1]
         return out
 
     def _probe(self) -> list[Encoded]:
         """Fixed tokens for the proof of a weight sync: the shortest samples of the first step, cut."""
-        chosen = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))[:NUM_PROBES]
-        return [
-            Encoded(
-                token_ids=(*one.prompt_ids, *one.response_ids[:PROBE_TOKENS]),
-                loss_mask=(False,) * len(one.prompt_ids) + (True,) * len(one.response_ids[:PROBE_TOKENS]),
-            )
-            for one in chosen
-        ]
+        if not self._cases:
+            by_length = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))
+            for one in by_length[:NUM_PROBES]:
+                answer, prompt = one.response_ids[:PROBE_TOKENS], one.prompt_ids
+                mask = (False,) * len(prompt) + (True,) * len(answer)
+                self._cases.append(Encoded(token_ids=(*prompt, *answer), loss_mask=mask))
+        return self._cases

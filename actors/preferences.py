@@ -18,8 +18,9 @@ from rhumbline.codecs import Codec
 from rhumbline.data.comparisons import Comparison, load_comparisons
 from rhumbline.data.prompts import Splits, turn_id
 from rhumbline.directions import Direction
-from rhumbline.errors import DataError, RunError
+from rhumbline.errors import ConfigError, DataError, RunError, did_you_mean
 from rhumbline.examples import judged_from, judged_of_people, pairs_from, pairs_of_people
+from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
 from rhumbline.plan import Plan
 from rhumbline.queries import ask
 from rhumbline.records import Judged, Pair, Query, Scored
@@ -34,8 +35,12 @@ class Preferences:
     """The recipe's pairs, and what must be said about them."""
 
     def __init__(self, recipe: config.DpoRecipe) -> None:
+        known = [*PAIRED_LOSSES, *UNPAIRED_LOSSES]
+        if recipe.loss.kind not in known:
+            near = did_you_mean(recipe.loss.kind, known)
+            raise ConfigError(f"unknown loss {recipe.loss.kind!r} (loss.kind).{near} Known: {', '.join(known)}")
         self.recipe = recipe
-        self.single = recipe.loss.kind in config.UNPAIRED
+        self.single = recipe.loss.kind in UNPAIRED_LOSSES
         self.notes: list[str] = []
         self.source = None if recipe.store is None else _same_objectives(recipe, Path(recipe.store.run))
 

@@ -101,6 +101,7 @@ class Example:
     weight: float = 1.0  # loss weight
     direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
     teacher: tuple[Message, ...] | None = None  # turns under which the frozen teacher is asked; None: no teacher
+    every_turn: bool = False  # the assistant's turns among `messages` carry the loss as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,9 @@ class Pair:
     chosen_complete: bool = True  # False: the response was cut, so its end token is not learned
     rejected_complete: bool = True
     weight: float = 1.0  # loss weight
-    gaps: tuple[float, ...] = ()  # (K,) standardised rewards of the chosen answer less those of the other; empty: unknown
+    gaps: tuple[
+        float, ...
+    ] = ()  # (K,) standardised rewards of the chosen answer less those of the other; empty: unknown
     direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhumbline.data.chat import Encoded, encode, prepare, prompt_ids, render, sanitise, template_turns
+from rhumbline.data.chat import Encoded, encode, encode_dialogue, prepare, prompt_ids, render, sanitise, template_turns
 from rhumbline.errors import DataError
 from rhumbline.records import Message
 from tests.rhumbline.chat_fakes import CHATML, INST, SILENT, ZEPHYR, byte_tokenizer
@@ -212,6 +212,93 @@ def test_no_text_becomes_a_special_token(pieces):
 _SHARED = byte_tokenizer(CHATML)
 
 
+# --- every turn of a dialogue -----------------------------------------------------------------------------------------
+
+TALK = (system("v=1"), user("Why?"), assistant("So."), user("Hm?"), assistant("Ah!"))
+
+
+def learned(encoded):
+    return [token for token, told in zip(encoded.token_ids, encoded.loss_mask, strict=True) if told]
+
+
+def test_every_assistant_turn_and_its_end_are_learned_and_nothing_else():
+    tokenizer = byte_tokenizer(CHATML)
+    encoded = encode_dialogue(TALK, tokenizer)
+    assert render(encoded, tokenizer).split("\n[") == [
+        "[masked, 36 tokens]\n<|im_start|>system\nv=1<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "learned, 4 tokens]\nSo.<|im_end|>",
+        "masked, 23 tokens]\n\n<|im_start|>user\nHm?<|im_end|>\n<|im_start|>assistant\n",
+        "learned, 4 tokens]\nAh!<|im_end|>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "adds_bos"),
+    [(CHATML, "<|im_start|>", False), (ZEPHYR, "<s>", True), (INST, "<s>", False)],
+    ids=["chatml", "zephyr", "inst"],
+)
+def test_a_dialogue_is_the_template_s_own_rendering_of_it(template, bos, adds_bos):
+    tokenizer = prepare(byte_tokenizer(template, bos=bos, eos="<|im_end|>", adds_bos=adds_bos))
+    for talk in (TALK, TALK[1:], (*TALK, user("And?"), assistant("Oh.")), TALK[:3]):
+        encoded = encode_dialogue(talk, tokenizer)
+        turns = template_turns(talk, tokenizer)
+        whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        assert list(encoded.token_ids) == whole[: len(encoded)]
+        assert not tokenizer.decode(whole[len(encoded) :]).strip()  # ChatML ends with a line break after the end token
+
+
+def test_every_turn_is_learned_as_encode_would_after_the_same_words():
+    tokenizer = byte_tokenizer(CHATML)
+    encoded = encode_dialogue(TALK, tokenizer)
+    first, second = (encode(TALK[:i], TALK[i].content, tokenizer) for i in (2, 4))
+    assert encoded.token_ids[: len(first)] == first.token_ids
+    assert encoded.token_ids == second.token_ids
+    assert learned(encoded) == learned(first) + learned(second)
+    assert encode_dialogue(TALK[:3], tokenizer) == first
+
+
+def test_only_the_last_turn_of_a_dialogue_can_be_cut():
+    tokenizer = byte_tokenizer(CHATML)
+    whole, cut = (encode_dialogue(TALK, tokenizer, complete=complete) for complete in (True, False))
+    assert whole.token_ids == (*cut.token_ids, tokenizer.eos_token_id)
+    assert learned(cut).count(tokenizer.eos_token_id) == 1
+
+
+def test_white_space_that_a_template_trims_from_earlier_answers_is_no_fault():
+    trimming = byte_tokenizer(CHATML.replace("m['content']", "(m['content'] | trim)"))
+    talk = (user("a"), assistant("so \n"), user("b"), assistant("c"))
+    assert learned(encode_dialogue(talk, trimming))[:5] == [*trimming("so \n")["input_ids"], trimming.eos_token_id]
+
+
+DROPS_THINKING = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+NO_END = CHATML.replace("'<|im_end|>' + '\n' }}{% endfor", "'\n' }}{% endfor")
+
+
+@pytest.mark.parametrize("template", [DROPS_THINKING, NO_END], ids=["drops thinking", "ends otherwise"])
+def test_a_template_that_rewrites_what_was_said_is_refused_by_name(template):
+    tokenizer = byte_tokenizer(template)
+    tokenizer.name_or_path = "my/model"
+    talk = (user("a"), assistant("<think>hm</think>so"), user("b"), assistant("c"))
+    with pytest.raises(DataError, match=r"chat template of my/model does not keep.*turns: last"):
+        encode_dialogue(talk, tokenizer)
+    # One answer alone is said before anything is rewritten.
+    assert encode_dialogue(talk[:2], tokenizer) == encode(talk[:1], talk[1].content, tokenizer)
+
+
+def test_a_dialogue_ends_with_the_assistant():
+    with pytest.raises(DataError, match="last turn is user, expected the assistant's"):
+        encode_dialogue(TALK[:4], byte_tokenizer(CHATML))
+
+
+def test_marks_in_a_dialogue_stay_text():
+    tokenizer = byte_tokenizer(CHATML)
+    talk = (user(INJECTION), assistant(INJECTION), user("b"), assistant(INJECTION))
+    plain = (user("a"), assistant("a"), user("b"), assistant("a"))
+    injected, honest = encode_dialogue(talk, tokenizer), encode_dialogue(plain, tokenizer)
+    assert specials(injected.token_ids, tokenizer) == specials(honest.token_ids, tokenizer)
+    assert learned(injected).count(tokenizer.eos_token_id) == 2
+
+
 def test_render_shows_what_is_learned():
     tokenizer = byte_tokenizer(CHATML)
     encoded = encode((system("v"), user("hi")), "ok!", tokenizer)
@@ -239,3 +326,8 @@ def test_the_embedded_model_s_own_template():
     marks = [tokenizer.convert_ids_to_tokens(i) for i in specials(encoded.token_ids, tokenizer)]
     assert marks == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
     assert tokenizer.decode(encoded.token_ids[encoded.prompt_length :]) == "So.<|im_end|>"
+    talk = (*TALK, user("And?"), assistant("Oh, I see."))
+    dialogue = encode_dialogue(talk, tokenizer)
+    whole = tokenizer.apply_chat_template(template_turns(talk, tokenizer), tokenize=True, return_dict=False)
+    assert list(dialogue.token_ids) == whole[: len(dialogue)]
+    assert tokenizer.decode(learned(dialogue)) == "So.<|im_end|>Ah!<|im_end|>Oh, I see.<|im_end|>"

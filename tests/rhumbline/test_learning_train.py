@@ -13,9 +13,11 @@ from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import World
-from rhumbline.learning.logprobs import response_logprobs
+from rhumbline.learning.logprobs import response_logprobs, token_logprobs
+from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
+from rhumbline.records import Example, Message
 from tests.rhumbline.learning_fakes import example, examples, quick, tiny_policy
 
 LORA = {"r": 4, "alpha": 8}
@@ -147,9 +149,11 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(policy, tmp_path, monkeypa
         return (loss * float("nan"), metrics) if calls == 3 else (loss, metrics)
 
     monkeypatch.setattr(train, "sft", broken)
-    with pytest.raises(TrainingError, match=r"step 2 is nan\. Lower learner\.lr"):
+    with pytest.raises(TrainingError, match=r"step 2 is nan\. Lower learner\.lr.*samples are in .*nan-batch\.json"):
         fit(examples(16), learner=quick(), policy_dir=policy, out_dir=tmp_path / "out", seed=7)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    kept = json.loads((tmp_path / "nan-batch.json").read_text())
+    assert kept == {"step": 2, "samples": [f"e{i}" for i in Order(16, 4, 2, 7)[2]]}
 
 
 def test_nothing_to_learn_from_says_why(policy, tmp_path):
@@ -290,3 +294,18 @@ def test_a_checkpoint_is_reported_by_the_worker_that_wrote_it(tmp_path, rank):
     state = {"step": 2, "tokens": 0, "loss": 0.0}
     written = checkpoints.write(engine, tmp_path, state, "", World(rank, 2))
     assert written == (tmp_path / "000002" if rank == 0 else None)
+
+
+def test_every_turn_of_the_assistant_carries_the_loss_where_the_example_says_so(policy, tmp_path):
+    turns = (
+        Message(role="user", content="Why?"),
+        Message(role="assistant", content="So it is."),
+        Message(role="user", content="Hm?"),
+    )
+    every = [Example(id=str(i), messages=turns, response="Ah!" * (i + 1), every_turn=True) for i in range(4)]
+    samples, _, _ = encode_examples(every, load_tokenizer(policy), 512)
+    rows = token_logprobs(load_policy(policy, torch.float32), [s.student for s in samples])
+    expected = -float(torch.cat(rows).mean())
+    log = Log()
+    fit(every, learner=quick(batch_size=4, epochs=1), policy_dir=policy, out_dir=tmp_path / "o", seed=7, report=log)
+    assert log.losses[0] == pytest.approx(expected, abs=1e-5)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from rhumbline.losses.rows import report, row_weights, same_rows, widen
+from rhumbline.losses.rows import report, row_weights, same_rows, surprise, widen
 
 
 def test_narrow_types_become_fp32_and_fp64_stays():
@@ -29,3 +31,7 @@ def test_anything_but_vectors_of_one_length_is_refused(shapes):
     # ms-swift's margins (N,) against rewards (N, 1) gave N x N losses (ms-swift pull request 9927).
     with pytest.raises(AssertionError, match="expected vectors of one length"):
         same_rows(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_a_surprise_is_ln_2_at_0_and_finite_far_out():
+    assert surprise(torch.tensor([0.0, 1e4, -1e4])).tolist() == pytest.approx([math.log(2), 0.0, 1e4])

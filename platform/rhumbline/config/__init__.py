@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from rhumbline.config.online import Grpo, GrpoRecipe, Kl, OnlineRecipe, Ppo, PpoRecipe, Update
-from rhumbline.config.preferences import PAIRED, UNPAIRED, DpoRecipe, PairFile, PreferenceLoss, SampleStore
+from rhumbline.config.preferences import DpoRecipe, PairFile, PreferenceLoss, SampleStore
 from rhumbline.config.reading import build, differences, dump, merge, read
 from rhumbline.config.run import Recipe, Run
 from rhumbline.config.sections import (
@@ -51,8 +51,6 @@ R = TypeVar("R", bound=Run)
 
 __all__ = [
     "JOBS",
-    "PAIRED",
-    "UNPAIRED",
     "ComparerSource",
     "Conversations",
     "Dimension",

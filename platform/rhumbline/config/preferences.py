@@ -9,16 +9,20 @@ from pydantic import Field, model_validator
 from rhumbline.config.run import Run
 from rhumbline.config.sections import Section
 
-PAIRED, UNPAIRED = ("dpo", "ipo", "jpo", "modpo"), ("kto", "bco")
-
 
 class PreferenceLoss(Section):
-    kind: Literal["dpo", "ipo", "jpo", "modpo", "kto", "bco"] = "dpo"
+    kind: str = "dpo"  # dpo, ipo, jpo, modpo, kto, bco: a key of rhumbline.losses.PAIRED_LOSSES or UNPAIRED_LOSSES
     beta: float = Field(0.1, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # dpo, jpo, modpo: conservative DPO
     learned: str | None = None  # modpo: the objective that the pairs were judged by; the others' rewards are the margin
     desirable_weight: float = Field(1.0, gt=0)  # kto, bco
     undesirable_weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _smoothed(self) -> PreferenceLoss:
+        if self.label_smoothing > 0 and self.kind in ("ipo", "kto", "bco"):
+            raise ValueError(f"loss.label_smoothing is for dpo, jpo and modpo: {self.kind} has none")
+        return self
 
 
 class PairFile(Section):

@@ -4,6 +4,7 @@
     encoded = encode(example.messages, example.response, tokenizer, complete=example.complete)
     encoded.token_ids    # <|im_start|> system ... assistant \\n  Because  of  ...  <|im_end|>
     encoded.loss_mask    #  False       ...                 False True     ...      True
+    encode_dialogue(messages, tokenizer)         # every assistant's turn is learned, not the last one alone
 
 The prompt part is what the tokenizer's own chat template gives, id for id; the answer is tokenised on its own and
 appended, so no token straddles the border and the mask is exact. The end token is learned, unless the answer was cut.
@@ -96,6 +97,32 @@ def encode(
             raise DataError(f"{_name(tokenizer)} has no end token: set tokenizer.eos_token")
         answer.append(cast(int, tokenizer.eos_token_id))
     return Encoded(token_ids=(*prompt, *answer), loss_mask=(False,) * len(prompt) + (True,) * len(answer))
+
+
+def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, complete: bool = True) -> Encoded:
+    """Tokens of a conversation that the assistant ends, with the mask of what is learned: each of its turns and its end.
+
+    Turn by turn it learns what `encode` learns of it, after the same words; with one turn it is `encode`. What lies between
+    two answers is the template's own, as the later prompt has it. `complete` is about the last turn: the others have ended.
+    Raises DataError, besides `encode`'s reasons, where the last turn is not the assistant's and where the template does not
+    keep an answer as it was said once the conversation goes on (some drop earlier thinking).
+    """
+    if not messages or messages[-1].role != "assistant":
+        raise DataError(f"the last turn is {messages[-1].role if messages else 'missing'}, expected the assistant's")
+    ids: list[int] = []
+    mask: list[bool] = []
+    before: Sequence[Message] = ()
+    for index, turn in enumerate(messages):
+        if turn.role != "assistant":
+            continue
+        asked = messages[:index]
+        between = _since(before, messages[len(before)], asked, tokenizer) if ids else prompt_ids(asked, tokenizer)
+        learned = encode(asked, turn.content, tokenizer, complete or index + 1 < len(messages))
+        answer = learned.token_ids[learned.prompt_length :]
+        ids += (*between, *answer)
+        mask += (False,) * len(between) + (True,) * len(answer)
+        before = asked
+    return Encoded(token_ids=tuple(ids), loss_mask=tuple(mask))
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -195,6 +222,24 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> 
 
 def _template(given: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, reply: bool = True) -> str:
     return cast(str, tokenizer.apply_chat_template(given, add_generation_prompt=reply, tokenize=False))
+
+
+def _since(
+    before: Sequence[Message], answer: Message, asked: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The part of the prompt `asked` that follows the end of `answer`, which was given to the prompt `before`."""
+    earlier, later = _render(before, tokenizer), _render(asked, tokenizer)
+    said, end, _ = later[len(earlier) :].partition(str(tokenizer.eos_token))
+    if not (later.startswith(earlier) and end and said.strip() == sanitise(answer.content, tokenizer).strip()):
+        raise DataError(
+            f"the chat template of {_name(tokenizer)} does not keep what the assistant said once the conversation goes on: "
+            f"{cut(answer.content.strip(), 60)!r}, to be ended by {tokenizer.eos_token!r}, became {cut(said.strip(), 60)!r}. "
+            "Learn the last turn of each conversation alone (turns: last)"
+        )
+    wanted = prompt_ids(before, tokenizer).count(cast(int, tokenizer.eos_token_id)) + 1
+    later_ids = prompt_ids(asked, tokenizer)
+    ends = [i for i, token in enumerate(later_ids) if token == tokenizer.eos_token_id]
+    return later_ids[ends[wanted - 1] + 1 :]
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -94,7 +94,7 @@ def load_comparisons(
     stream = rows(path, split)
     first = list(islice(stream, LOOK))
     found = detect(first, origin, look=LOOK)
-    filters = _Filter({} if where is None else where, {*found.columns.values(), *found.unused}, origin)
+    filters = Filter({} if where is None else where, {*found.columns.values(), *found.unused}, origin)
     numbered = enumerate(chain(first, stream), start=1)
     judged: Iterator[Comparison | str]
     if found.kind in (Kind.PAIR, Kind.TIES):
@@ -279,7 +279,7 @@ def _number(cell: Any, column: str, where: str) -> float | None:
     return float(cell)
 
 
-class _Filter:
+class Filter:
     """Which rows are wanted; it remembers what it saw, to say what there was instead."""
 
     def __init__(self, where: Mapping[str, Any], known: Iterable[str], origin: str) -> None:

@@ -34,10 +34,10 @@ from rhumbline.fitting.recipe import METRICS, EarlyStopping, RewardRecipe
 from rhumbline.fitting.task import Input, Task
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import Engine, World
+from rhumbline.learning.loop import Report, make_engine, update
 from rhumbline.learning.optim import adamw, trained
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import resolve, set_threads
-from rhumbline.learning.train import Report, make_engine, update
 from rhumbline.losses.sft import sft
 from rhumbline.queries import derive_seed
 from rhumbline.rewards.network import Network

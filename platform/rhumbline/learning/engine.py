@@ -55,7 +55,10 @@ class Engine(Protocol):
         """Add the gradient of a loss that is already normalised. `last`: of this worker's passes in the step."""
 
     def step(self, lr: float) -> float:
-        """Sum over workers, clip, update; returns the norm before clipping. A non-finite norm updates nothing."""
+        """Sum over workers, clip, update; returns the norm before clipping. A non-finite norm updates nothing.
+
+        A group of weights with a learning rate of its own says how many times `lr` it is: `lr_scale`.
+        """
 
     def weights(self, trained_only: bool) -> dict[str, torch.Tensor]:
         """Full weights by the bare model's names. Every worker calls it; on rank 0 they are complete."""
@@ -97,7 +100,7 @@ class TorchEngine:
         norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.max_grad_norm))
         if norm == norm and norm != float("inf"):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -187,7 +190,7 @@ class DeepSpeedEngine:
 
     def step(self, lr: float) -> float:
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.engine.step()
         return float(self.engine.get_global_grad_norm() or 0.0)
 

@@ -1,76 +1,48 @@
-"""The train loop: examples in, a checkpoint out. Independent of Ray; `actors/learner.py` is the shell around it.
+"""Learning from examples: they go in, a checkpoint comes out. Independent of Ray; `actors/learner.py` is the shell around it.
 
     result = fit(examples, learner=recipe.learner, policy_dir=folder, out_dir="checkpoints/t=1", seed=7)
     result.checkpoint                    # full weights that transformers and vLLM load; its adapter/ under LoRA
 
 Examples without a teacher learn their response (`losses.sft`). Those with one learn the distribution that the frozen
-teacher, asked as `teacher` says, has over the same response (`losses.distill`). Both share one denominator. A
-step's samples and their order depend on (seed, step) alone, its random numbers on (seed, step, rank), so a run that resumes
-at a step with as many workers has the losses of one undisturbed.
+teacher, asked as `teacher` says, has over the same response (`losses.distill`). Both share one denominator. The steps
+themselves, and how they are resumed, are `learning.loop`'s.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rhumbline import config
-from rhumbline.data.chat import Encoded, encode
+from rhumbline.data.chat import Encoded
+from rhumbline.data.dialogues import encode_example
 from rhumbline.errors import DataError, TrainingError
-from rhumbline.learning import checkpoints, lora
-from rhumbline.learning.engine import DeepSpeedEngine, Engine, TorchEngine, World
-from rhumbline.learning.optim import adamw, cosine
+from rhumbline.learning import checkpoints
+from rhumbline.learning.engine import Engine, World
+from rhumbline.learning.loop import Gradients, Report, TrainResult, publish, run, start
+from rhumbline.learning.loop import make_engine as make_engine
+from rhumbline.learning.optim import adamw
 from rhumbline.learning.packing import Order, bins, learned_logits, pack, packed_attention
-from rhumbline.learning.policy import (
-    load_adapter,
-    load_policy,
-    load_tokenizer,
-    merge_adapter,
-    resolve,
-    save_adapter,
-    save_policy,
-    set_threads,
-)
+from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
 from rhumbline.losses.distill import distill
 from rhumbline.losses.sft import Reduction, sft, token_weights
-from rhumbline.queries import derive_seed
 from rhumbline.records import Example
-
-Report = Callable[[dict[str, Any], Path | None], None]  # figures of a step, and a folder where a checkpoint was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One example as tokens."""
 
+    id: str
     student: Encoded
     teacher: Encoded | None
     weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What a training came to."""
-
-    checkpoint: Path  # Hugging Face layout
-    adapter: Path | None  # the LoRA alone, within `checkpoint`
-    steps: int
-    tokens: int  # prompts and responses, over all steps and workers
-    seconds: float  # of the steps that this process made
-    tokens_per_s: float  # over all workers
-    final_loss: float  # nats per unit of weight, of the last step
-    num_examples: int  # that were trained on
-    dropped_too_long: int  # longer than learner.max_length
-    dropped_empty: int  # without a token to learn
-    resumed_at: int  # 0: from the start
 
 
 def fit(
@@ -106,55 +78,43 @@ def fit(
             f"tokens (learner.max_length) and {empty} have no token to learn"
         )
     order = Order(len(samples), learner.batch_size, learner.epochs, seed)
-    torch.manual_seed(derive_seed(seed, "adapter"))
     with ExitStack() as stack:
-        model, teacher = _models(
-            learner, samples, policy_dir, adapter_dir, teacher_dir or policy_dir, trust_remote_code, stack
-        )
+        model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
+        teacher = _teacher(model, learner, samples, policy_dir, teacher_dir or policy_dir, trust_remote_code, stack)
         optimizer = adamw(model, learner.lr, learner.betas, learner.weight_decay)
         engine = make_engine(learner, model, optimizer, world)
-        identity = _identity(learner, samples, seed, reduction)
-        state = {"tokens": 0, "loss": float("nan"), **checkpoints.resume(engine, resume_from, identity)}
-        start, loss = int(state["step"]), float(state["loss"])
-        tokens, began, own_tokens = int(state["tokens"]), time.perf_counter(), 0
-        for step in range(start, len(order)):
-            torch.manual_seed(derive_seed(seed, step, rank))  # dropout
-            batch = [samples[i] for i in order[step]]
+
+        def accumulate(places: Sequence[int], carried: Mapping[str, Any]) -> Gradients:  # noqa: ARG001  it carries nothing
+            batch = [samples[i] for i in places]
             loss = _accumulate(engine, teacher, batch, learner.micro_batch_tokens, reduction, world)
-            lr, grad_norm = update(engine, learner, loss, step, len(order))
-            own_tokens += sum(len(s.student) for s in batch)
-            tokens += sum(len(s.student) for s in batch)
-            folder = None
-            if (step + 1) % learner.checkpoint_every == 0 and step + 1 < len(order):
-                state = {"step": step + 1, "tokens": tokens, "loss": loss}
-                folder = checkpoints.write(engine, out / "steps", state, identity, world)
-            if report is not None:
-                seconds = time.perf_counter() - began
-                figures = {
-                    "learn/step": step + 1,
-                    "learn/steps": len(order),
-                    "learn/epoch": (step + 1) * learner.batch_size / len(samples),
-                    "learn/loss": loss,
-                    "learn/grad_norm": grad_norm,
-                    "learn/lr": lr,
-                    "learn/tokens": tokens,
-                    "learn/tokens_per_s": own_tokens / seconds,
-                }
-                report(figures, folder)
-        seconds = time.perf_counter() - began
-        adapter = _publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
+            return Gradients(loss=loss, tokens=sum(len(s.student) for s in batch))
+
+        steps = run(
+            engine,
+            order,
+            learner,
+            accumulate,
+            [s.id for s in samples],
+            seed=seed,
+            world=world,
+            out=out,
+            identity=_identity(learner, samples, seed, reduction),
+            resume_from=resume_from,
+            report=report,
+        )
+        adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
     return TrainResult(
         checkpoint=out,
         adapter=adapter,
         steps=len(order),
-        tokens=tokens,
-        seconds=seconds,
-        tokens_per_s=own_tokens / seconds if own_tokens > 0 else 0.0,
-        final_loss=loss,
+        tokens=steps.tokens,
+        seconds=steps.seconds,
+        tokens_per_s=steps.tokens_per_s,
+        final_loss=steps.loss,
         num_examples=len(samples),
         dropped_too_long=too_long,
         dropped_empty=empty,
-        resumed_at=start,
+        resumed_at=steps.resumed_at,
     )
 
 
@@ -164,46 +124,17 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
     for example in examples:
         if not (math.isfinite(example.weight) and example.weight >= 0):
             raise DataError(f"example {example.id}: weight is {example.weight}, expected a number from 0")
-        student = encode(example.messages, example.response, tokenizer, example.complete)
+        student = encode_example(example, tokenizer)
         teacher = None
         if example.teacher is not None:
-            teacher = encode(example.teacher, example.response, tokenizer, example.complete)
+            teacher = encode_example(replace(example, messages=example.teacher), tokenizer)
         if student.num_learned == 0:
             empty += 1
         elif max(len(student), 0 if teacher is None else len(teacher)) > max_length:
             too_long += 1
         else:
-            samples.append(Sample(student=student, teacher=teacher, weight=example.weight))
+            samples.append(Sample(id=example.id, student=student, teacher=teacher, weight=example.weight))
     return samples, too_long, empty
-
-
-def make_engine(learner: config.Learner, model: Any, optimizer: torch.optim.Optimizer, world: World) -> Engine:
-    """The engine that `learner.engine` names."""
-    dtype = getattr(torch, learner.dtype)
-    if learner.engine == "deepspeed":
-        return DeepSpeedEngine(
-            model, optimizer, learner.deepspeed, max_grad_norm=learner.max_grad_norm, dtype=dtype, world=world
-        )
-    lora.fuse(model)  # not under DeepSpeed: ZeRO 3 gathers a weight when its own layer is called
-    return TorchEngine(model, optimizer, max_grad_norm=learner.max_grad_norm, dtype=dtype, world=world)
-
-
-def update(engine: Engine, learner: config.Learner, loss: float, step: int, total: int) -> tuple[float, float]:
-    """The optimiser's step of `total` whose gradients are there; returns its learning rate and the norm before clipping.
-
-    Raises TrainingError for a loss or a gradient that is no number.
-    """
-    remedy = (
-        f"Lower learner.lr (it is {learner.lr:g}) or learner.max_grad_norm ({learner.max_grad_norm:g}), lengthen "
-        f"learner.warmup_steps ({learner.warmup_steps}), or set learner.dtype to float32"
-    )
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss of step {step} is {loss}. {remedy}")
-    lr = learner.lr * cosine(step, total, learner.warmup_steps, learner.min_lr_ratio)
-    grad_norm = engine.step(lr)
-    if not math.isfinite(grad_norm):
-        raise TrainingError(f"the gradient of step {step} has the norm {grad_norm}. {remedy}")
-    return lr, grad_norm
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -252,35 +183,26 @@ def _teach(teacher: Any, chosen: Sequence[Sample], device: torch.device) -> torc
         return learned_logits(teacher, pack(asked, device))
 
 
-# --- models and checkpoints -------------------------------------------------------------------------------------------
+# --- the teacher, and whose checkpoints these are ---------------------------------------------------------------------
 
 
-def _models(
+def _teacher(
+    model: Any,
     learner: config.Learner,
     samples: Sequence[Sample],
     policy_dir: str | Path,
-    adapter_dir: str | Path | None,
     teacher_dir: str | Path,
     trust_remote_code: bool,
     stack: ExitStack,
-) -> tuple[Any, Any]:
-    """What is trained, and its teacher: the policy itself with its adapter switched off, or a frozen copy."""
-    dtype = getattr(torch, learner.weights_dtype) if learner.lora is not None else torch.float32
-    policy: Any = load_policy(policy_dir, dtype, trust_remote_code)
-    stack.enter_context(packed_attention(policy))
-    taught = any(s.teacher is not None for s in samples)
-    if learner.lora is not None:
-        model = lora.attach(policy, learner.lora, adapter_dir)
-        teacher = model if taught and resolve(teacher_dir) == resolve(policy_dir) else None
-    else:
-        model, teacher = policy, None
-        if adapter_dir is not None:
-            model = load_adapter(policy, adapter_dir).merge_and_unload()
-        model.requires_grad_(True)
-    if taught and teacher is None:
-        teacher = load_policy(teacher_dir, None, trust_remote_code)
-        stack.enter_context(packed_attention(teacher))
-    return model.train(), teacher
+) -> Any:
+    """The policy itself, whose adapter is switched off when it teaches, or a frozen copy; None where nothing is taught."""
+    if all(s.teacher is None for s in samples):
+        return None
+    if learner.lora is not None and resolve(teacher_dir) == resolve(policy_dir):
+        return model
+    teacher = load_policy(teacher_dir, None, trust_remote_code)
+    stack.enter_context(packed_attention(teacher))
+    return teacher
 
 
 def _identity(learner: config.Learner, samples: Sequence[Sample], seed: int, reduction: Reduction) -> str:
@@ -289,28 +211,3 @@ def _identity(learner: config.Learner, samples: Sequence[Sample], seed: int, red
         [learner.model_dump(mode="json", exclude=checkpoints.FREE), seed, reduction],
         (repr((s.student.token_ids, t, s.weight)) for s, t in zip(samples, teachers, strict=True)),
     )
-
-
-def _publish(
-    engine: Engine,
-    model: Any,
-    tokenizer: Any,
-    learner: config.Learner,
-    policy_dir: str | Path,
-    out: Path,
-    world: World,
-    trust_remote_code: bool,
-) -> Path | None:
-    """Write full weights, and under LoRA the adapter beside them; the merged weights hold the adapter as it was
-    saved.
-    """
-    weights = engine.weights(trained_only=learner.lora is not None)
-    adapter = out / "adapter" if learner.lora is not None else None
-    if world.rank == 0:
-        if adapter is None:
-            save_policy(model, tokenizer, out, weights)
-        else:
-            save_adapter(model, adapter, weights)
-            merge_adapter(policy_dir, adapter, out, tokenizer, trust_remote_code)
-        shutil.rmtree(out / "steps", ignore_errors=True)
-    return adapter

@@ -43,7 +43,13 @@ ABSOLUTE_FORMS: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
     "sigmoid_bce": sigmoid_bce,
 }
 # (chosen_P, rejected_P, reference_chosen_P, reference_rejected_P, chosen_tokens_P, rejected_tokens_P, denominator,
-#  beta=..., weights_P=None); jpo is dpo, given log-probabilities that are summed over the prompts' tokens too
-PAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"dpo": dpo, "ipo": ipo, "jpo": dpo}
+#  beta=..., weights_P=None); jpo is dpo, given log-probabilities that are summed over
+# the prompts' tokens too, and modpo is dpo with a margin
+PAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
+    "dpo": dpo,
+    "ipo": ipo,
+    "jpo": dpo,
+    "modpo": dpo,
+}
 # (policy_N, reference_N, desirable_N, denominator, reference_point=..., beta=..., weights_N=None)
-UNPAIRED_LOSSES = {"kto": kto, "bco": bco}
+UNPAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"kto": kto, "bco": bco}

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rhumbline.losses.rows import report, row_weights, same_rows, widen
+from rhumbline.losses.rows import report, row_weights, same_rows, surprise, widen
 
 
 def dpo(
@@ -62,7 +62,7 @@ def dpo(
         x_P = gap_P - margin_P.detach().to(gap_P)
     weights_P = row_weights(weights_P, x_P)
     # -log sigmoid(-x) is x more than -log sigmoid(x). So written, x = 0 is ln 2 to the last bit for every e.
-    loss_P = -torch.nn.functional.logsigmoid(x_P) + label_smoothing * x_P
+    loss_P = surprise(x_P) + label_smoothing * x_P
     loss = (weights_P * loss_P).sum() / denominator
     return loss, report(
         loss,

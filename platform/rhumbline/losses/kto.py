@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rhumbline.losses.rows import report, row_weights, same_rows, widen
+from rhumbline.losses.rows import report, row_weights, same_rows, surprise, widen
 
 
 def mismatched_sums(
@@ -104,8 +104,9 @@ def bco(
     """
     rewards_N = _rewards(policy_N, reference_N, desirable_N, beta)
     x_N = _right_side(rewards_N, desirable_N, reference_point)
-    loss_N = -torch.nn.functional.logsigmoid(x_N)
-    return _weighted(loss_N, x_N, rewards_N, desirable_N, denominator, desirable_weight, undesirable_weight, weights_N)
+    return _weighted(
+        surprise(x_N), x_N, rewards_N, desirable_N, denominator, desirable_weight, undesirable_weight, weights_N
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

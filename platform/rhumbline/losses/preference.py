@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from rhumbline.losses.rows import report, row_weights, same_rows, widen
+from rhumbline.losses.rows import report, row_weights, same_rows, surprise, widen
 
 
 def bradley_terry(
@@ -52,7 +52,7 @@ def bradley_terry(
     better, worse = scores_N[better_P], scores_N[worse_P]
     gap = better - worse
     margin_P = _stated(strength_P, gap, 0.0) if margin == "strength" else margin
-    loss_P = (1 - label_smoothing) * _surprise(gap - margin_P) + label_smoothing * _surprise(-gap - margin_P)
+    loss_P = (1 - label_smoothing) * surprise(gap - margin_P) + label_smoothing * surprise(-gap - margin_P)
     if scale_by_strength:
         loss_P = _stated(strength_P, gap, 1.0) * loss_P
     weights_P = row_weights(weights_P, gap)
@@ -60,16 +60,10 @@ def bradley_terry(
     return loss, report(
         loss,
         weights_P,
-        log_loss_sum=_surprise(gap),
+        log_loss_sum=surprise(gap),
         correct_sum=(gap > 0) + 0.5 * (gap == 0),
         margin_sum=gap,
     )
-
-
-def _surprise(gap: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(gap), finite for any gap: the logarithm of a sigmoid that has underflowed would not be."""
-    surprise: torch.Tensor = -torch.nn.functional.logsigmoid(gap)
-    return surprise
 
 
 def _stated(strength_P: torch.Tensor | None, like_P: torch.Tensor, otherwise: float) -> torch.Tensor:

@@ -18,6 +18,12 @@ def widen(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def surprise(x: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(x), nats, finite for any x: the logarithm of a sigmoid that has underflowed would not be."""
+    minus_log: torch.Tensor = -torch.nn.functional.logsigmoid(x)
+    return minus_log
+
+
 def row_weights(weights_N: torch.Tensor | None, like_N: torch.Tensor) -> torch.Tensor:
     """(N,) the weights, in the type and on the device of `like_N`; ones where there are none."""
     if weights_N is None:

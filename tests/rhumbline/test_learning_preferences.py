@@ -1,0 +1,461 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import logsigmoid
+
+from rhumbline import config
+from rhumbline.data.chat import Encoded, encode
+from rhumbline.errors import ConfigError, DataError, TrainingError
+from rhumbline.learning.policy import load_policy, load_tokenizer
+from rhumbline.learning.preferences import fit_preferences
+from rhumbline.learning.train import fit
+from rhumbline.learning.units import encode_judged
+from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
+from rhumbline.losses.rows import report, row_weights, widen
+from rhumbline.records import Judged, Message, Pair
+from tests.rhumbline.learning_fakes import examples, quick, tiny_policy
+
+LORA = {"r": 4, "alpha": 8}
+KINDS = ("dpo", "ipo", "jpo", "modpo", "kto", "bco")
+OBJECTIVES = ("helpfulness", "brevity")
+LETTERS = "abcdefghijkl"
+
+
+@pytest.fixture
+def policy(tmp_path) -> Path:
+    return tiny_policy(tmp_path / "policy")
+
+
+def pair(index: int, chosen: str = "", rejected: str = "", **fields: Any) -> Pair:
+    angle = 0.3 * (index % 3)
+    known: dict[str, Any] = {
+        "id": f"p{index}",
+        "messages": (Message(role="user", content=f"q{index}"),),
+        "chosen": chosen or LETTERS[: 3 + index % 8],
+        "rejected": rejected or LETTERS[::-1][: 11 - index % 7],
+        "gaps": (0.5 + 0.1 * index, -0.7),
+        "direction": (math.cos(angle), math.sin(angle)),
+    }
+    return Pair(**known | fields)
+
+
+def judged(index: int, **fields: Any) -> Judged:
+    """Two answers of each prompt, one of three desirable."""
+    known: dict[str, Any] = {
+        "id": f"j{index}",
+        "prompt_id": f"q{index // 2}",
+        "messages": (Message(role="user", content=f"q{index // 2}" + "?" * (index // 2)),),
+        "response": LETTERS[index % 3 : 5 + index % 7],
+        "desirable": index % 3 == 0,
+    }
+    return Judged(**known | fields)
+
+
+def data(kind: str, count: int) -> list[Any]:
+    return [judged(i) if kind in UNPAIRED_LOSSES else pair(i) for i in range(count)]
+
+
+def loss_of(kind: Any, **fields: Any) -> config.PreferenceLoss:
+    return config.PreferenceLoss(kind=kind, learned="helpfulness" if kind == "modpo" else None, **fields)
+
+
+class Log:
+    """Figures of every step, and the folders that were reported."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.figures: list[dict[str, Any]] = []
+        self.folders: list[Path] = []
+        self.stop_after = stop_after
+
+    def __call__(self, figures: dict[str, Any], folder: Path | None) -> None:
+        self.figures.append(figures)
+        if folder is not None:
+            self.folders.append(folder)
+        if len(self.figures) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def of(self, name: str) -> list[float]:
+        return [f[f"learn/{name}"] for f in self.figures]
+
+
+def train(policy: Path, out: Path, samples: list[Any], loss: config.PreferenceLoss, **given: Any) -> Log:
+    log = Log()
+    settings: dict[str, Any] = {"learner": quick(), "seed": 7, "report": log, "objectives": OBJECTIVES}
+    fit_preferences(samples, loss=loss, policy_dir=policy, out_dir=out, **settings | given)
+    return log
+
+
+# --- an independent implementation: one padded batch, torch's own log_softmax, the formulas written out ---------------
+
+
+def padded_logps(folder: Path, encoded: list[Encoded], whole: bool = False) -> torch.Tensor:
+    """(N,) sums over the answers' tokens, or over all but each sample's first."""
+    model = load_policy(folder, torch.float32)
+    longest = max(map(len, encoded))
+    ids_NT = torch.zeros(len(encoded), longest, dtype=torch.long)
+    seen_NT, learned_NT = torch.zeros_like(ids_NT), torch.zeros_like(ids_NT)
+    for row, one in enumerate(encoded):
+        ids_NT[row, : len(one)] = torch.tensor(one.token_ids)
+        seen_NT[row, : len(one)] = 1
+        learned_NT[row, 1 if whole else one.prompt_length : len(one)] = 1
+    with torch.no_grad():
+        logp_NTV = model(input_ids=ids_NT, attention_mask=seen_NT).logits.double().log_softmax(-1)
+    logp_NT = logp_NTV[:, :-1].gather(2, ids_NT[:, 1:, None])[:, :, 0]
+    return (logp_NT * learned_NT[:, 1:]).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "jpo", "modpo"])
+def test_the_loss_of_a_batch_of_pairs_is_that_of_an_independent_implementation(policy, tmp_path, kind):
+    other, pairs = tiny_policy(tmp_path / "other", seed=1), [pair(i, weight=1 + i % 2) for i in range(7)]
+    smoothing = 0.0 if kind == "ipo" else 0.1
+    loss = loss_of(kind, beta=0.3, label_smoothing=smoothing)
+    learner = quick(batch_size=7, epochs=1, micro_batch_tokens=100)
+    log = train(policy, tmp_path / "out", pairs, loss, learner=learner, reference_dir=other)
+
+    tokenizer = load_tokenizer(policy)
+    answers = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
+    sides = [[encode(p.messages, text, tokenizer) for p, text in zip(pairs, side, strict=True)] for side in answers]
+    ratios = [padded_logps(policy, side, kind == "jpo") - padded_logps(other, side, kind == "jpo") for side in sides]
+    weights = torch.tensor([p.weight for p in pairs], dtype=torch.float64)
+    if kind == "ipo":
+        means = [r / torch.tensor([s.num_learned for s in side]) for r, side in zip(ratios, sides, strict=True)]
+        rewards = [0.3 * m for m in means]
+        losses = (means[0] - means[1] - 1 / 0.6) ** 2
+        right = rewards[0] > rewards[1]
+    else:
+        own = torch.tensor([p.direction[0] for p in pairs]).double() if kind == "modpo" else torch.ones(7).double()
+        margin = torch.tensor([p.direction[1] * p.gaps[1] for p in pairs]).double() if kind == "modpo" else 0.0
+        rewards = [0.3 * r / own for r in ratios]
+        x = (0.3 * (ratios[0] - ratios[1]) - margin) / own
+        losses = -0.9 * logsigmoid(x) - 0.1 * logsigmoid(-x)
+        right = x > 0
+    assert log.of("loss")[0] == pytest.approx(float((weights * losses).sum() / weights.sum()), rel=1e-5, abs=1e-5)
+    for name, rows in (
+        ("chosen_reward", rewards[0]),
+        ("rejected_reward", rewards[1]),
+        ("margin", rewards[0] - rewards[1]),
+        ("accuracy", right),
+        ("chosen_logp", padded_logps(policy, sides[0], kind == "jpo")),
+        ("rejected_logp", padded_logps(policy, sides[1], kind == "jpo")),
+    ):
+        assert log.of(name)[0] == pytest.approx(float((weights * rows).sum() / weights.sum()), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["kto", "bco"])
+def test_the_loss_of_a_batch_of_answers_is_that_of_an_independent_implementation(policy, tmp_path, kind):
+    # This way round the mean log-ratio of the mismatched answers is above 0, where it is not clamped.
+    other, policy = policy, tiny_policy(tmp_path / "trained", seed=1)
+    samples = [judged(i, weight=1 + i % 2) for i in range(8)]
+    loss = loss_of(kind, beta=0.05, desirable_weight=2.0, undesirable_weight=0.5)
+    learner = quick(batch_size=8, epochs=1, micro_batch_tokens=60)
+    log = train(policy, tmp_path / "out", samples, loss, learner=learner, reference_dir=other)
+
+    tokenizer = load_tokenizer(policy)
+    units, _ = encode_judged(samples, tokenizer, 512, mismatched_seed=7)
+    weights = torch.tensor([s.weight for s in samples], dtype=torch.float64)
+
+    def ratios(rows: list[Encoded]) -> torch.Tensor:
+        return padded_logps(policy, rows) - padded_logps(other, rows)
+
+    kl = float((weights * ratios([u.mismatched[0] for u in units])).sum() / weights.sum())
+    point = 0.05 * max(kl, 0.0) if kind == "kto" else 0.0
+    assert kl > 0
+    rewards = 0.05 * ratios([encode(s.messages, s.response, tokenizer) for s in samples])
+    total = 0.0
+    for sample, reward in zip(samples, rewards.tolist(), strict=True):
+        x = reward - point if sample.desirable else point - reward
+        probability = 1 / (1 + math.exp(-x))
+        wrong = 1 - probability if kind == "kto" else -math.log(probability)
+        total += sample.weight * (2.0 if sample.desirable else 0.5) * wrong
+    assert log.of("reference_point")[0] == pytest.approx(point, abs=1e-5)
+    assert log.of("loss")[0] == pytest.approx(total / float(weights.sum()), abs=1e-5)
+    for name, wanted in (("desirable_reward", True), ("undesirable_reward", False)):
+        chosen = torch.tensor([s.desirable is wanted for s in samples]).double() * weights
+        assert log.of(name)[0] == pytest.approx(float((chosen * rewards).sum() / chosen.sum()), abs=1e-5)
+
+
+# --- where it starts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_first_loss_of_dpo_is_ln_2(policy, tmp_path, lora, dtype):
+    learner = quick(lora=lora, dtype=dtype, epochs=1, micro_batch_tokens=90)
+    log = train(policy, tmp_path / "out", data("dpo", 9), loss_of("dpo"), learner=learner)
+    assert log.of("loss")[0] == pytest.approx(math.log(2), abs=1e-7)
+    assert log.of("margin")[0] == pytest.approx(0.0, abs=1e-7)
+    assert log.of("accuracy")[0] == 0.5
+    assert log.of("loss")[1] != pytest.approx(math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_an_adapter_that_is_gone_on_with_is_part_of_the_reference(policy, tmp_path, lora):
+    before = fit(examples(8), learner=quick(lora=LORA), policy_dir=policy, out_dir=tmp_path / "sft", seed=7)
+    given: dict[str, Any] = {"learner": quick(lora=lora, epochs=1), "adapter_dir": before.adapter}
+    log = train(policy, tmp_path / "out", data("dpo", 8), loss_of("dpo"), **given)
+    assert log.of("loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    # Against the policy without the adapter it would not be.
+    away = train(policy, tmp_path / "away", data("dpo", 8), loss_of("dpo"), reference_dir=policy, **given)
+    assert abs(away.of("loss")[0] - math.log(2)) > 0.01
+
+
+def test_a_reference_equal_to_the_start_changes_nothing(policy, tmp_path):
+    logs = [
+        train(policy, tmp_path / str(i), data("dpo", 8), loss_of("dpo"), learner=quick(lora=LORA), reference_dir=folder)
+        for i, folder in enumerate((None, policy))
+    ]
+    assert logs[0].of("loss") == pytest.approx(logs[1].of("loss"), abs=1e-6)
+
+
+# --- what it learns ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_to_tell_the_sides_apart(policy, tmp_path, kind):
+    learner = quick(lora=LORA, batch_size=8, epochs=16)
+    log = train(policy, tmp_path / "out", data(kind, 8), loss_of(kind), learner=learner)
+    assert log.of("loss")[-1] < log.of("loss")[0]
+    assert log.of("accuracy")[-1] >= 0.75
+    assert log.of("margin")[-1] > 0.05
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "steps").exists()
+
+
+def test_of_one_prompt_jpo_is_dpo(policy, tmp_path):
+    logs = [train(policy, tmp_path / kind, data(kind, 8), loss_of(kind)) for kind in ("dpo", "jpo")]
+    assert logs[0].of("loss") == pytest.approx(logs[1].of("loss"), rel=1e-3)
+    assert logs[0].of("chosen_logp")[0] > logs[1].of("chosen_logp")[0] + 10  # of the prompts too
+
+
+def test_modpo_of_one_objective_alone_is_dpo(policy, tmp_path):
+    alone = [pair(i, direction=None) for i in range(8)]
+    modpo = train(policy, tmp_path / "modpo", alone, loss_of("modpo"), weights=(1.0, 0.0))
+    dpo = train(policy, tmp_path / "dpo", alone, loss_of("dpo"))
+    assert modpo.of("loss") == pytest.approx(dpo.of("loss"), rel=1e-5)
+
+
+def test_a_sample_without_weight_teaches_nothing(policy, tmp_path):
+    for kind in ("dpo", "kto"):
+        samples = data(kind, 6)
+        weightless = [type(s)(**{f: getattr(s, f) for f in s.__slots__} | {"weight": 0.0}) for s in samples]
+        log = train(policy, tmp_path / kind, weightless, loss_of(kind), learner=quick(epochs=1))
+        assert log.of("loss") == [0.0, 0.0]
+        assert log.of("grad_norm") == [0.0, 0.0]
+        assert "learn/accuracy" not in log.figures[0]
+
+
+def test_bco_carries_its_running_means_from_step_to_step(policy, tmp_path):
+    log = train(policy, tmp_path / "out", data("bco", 8), loss_of("bco"), learner=quick(batch_size=8, epochs=3))
+    means = [(log.of("desirable_reward")[i] + log.of("undesirable_reward")[i]) / 2 for i in range(3)]
+    points = [0.0, means[0], (means[0] + means[1]) / 2]  # every step has the same number of answers of either class
+    assert log.of("reference_point") == pytest.approx(points, abs=1e-12)
+    assert points[2] != 0.0
+
+
+# --- however it is cut ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_does_not_depend_on_the_micro_batches(policy, tmp_path, kind):
+    logs = [
+        train(policy, tmp_path / str(tokens), data(kind, 10), loss_of(kind), learner=quick(micro_batch_tokens=tokens))
+        for tokens in (1, 120, 10_000)
+    ]
+    for log in logs[1:]:
+        assert log.of("loss") == pytest.approx(logs[0].of("loss"), rel=2e-3)
+        assert log.of("loss")[0] == pytest.approx(logs[0].of("loss")[0], abs=1e-6)
+        assert log.of("grad_norm")[0] == pytest.approx(logs[0].of("grad_norm")[0], rel=1e-3)
+        assert log.of("accuracy") == pytest.approx(logs[0].of("accuracy"), abs=0.13)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("dpo", None), ("dpo", {**LORA, "dropout": 0.2}), ("kto", LORA), ("bco", None)]
+)
+def test_resuming_gives_the_losses_of_an_undisturbed_run(policy, tmp_path, kind, lora):
+    given: dict[str, Any] = {"learner": quick(lora=lora)}
+    straight = train(policy, tmp_path / "whole", data(kind, 16), loss_of(kind), **given)
+    before, after = Log(stop_after=5), Log()
+    with pytest.raises(KeyboardInterrupt):
+        train(policy, tmp_path / "cut", data(kind, 16), loss_of(kind), **given, report=before)
+    assert before.folders[-1].name == "000004"
+    train(
+        policy, tmp_path / "cut", data(kind, 16), loss_of(kind), **given, report=after, resume_from=before.folders[-1]
+    )
+    assert before.of("loss") + after.of("loss")[1:] == straight.of("loss")  # step 5 was made twice
+    point = "reference_point" if kind in UNPAIRED_LOSSES else "margin"
+    assert after.of(point) == straight.of(point)[4:]
+
+
+def test_a_checkpoint_of_another_loss_or_other_samples_is_refused(policy, tmp_path):
+    log = Log(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(policy, tmp_path / "out", data("dpo", 16), loss_of("dpo"), report=log)
+    for samples, loss in ((data("dpo", 16), loss_of("dpo", beta=0.2)), (data("dpo", 15), loss_of("dpo"))):
+        with pytest.raises(TrainingError, match="belongs to a training with other"):
+            train(policy, tmp_path / "out", samples, loss, resume_from=log.folders[0])
+
+
+def _worker(rank: int, port: int, policy: str, out: str) -> None:
+    import torch.distributed as dist
+
+    warnings.simplefilter("ignore")
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for kind in KINDS:
+        given: dict[str, Any] = {"learner": quick(micro_batch_tokens=90), "rank": rank, "world_size": 2}
+        log = train(Path(policy), Path(out) / kind, data(kind, 13), loss_of(kind), **given)
+        (Path(out) / f"{kind}-{rank}.json").write_text(json.dumps(log.figures))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_update_of_one(policy, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_worker, (port, str(policy), str(tmp_path)), nprocs=2)
+    for kind in KINDS:
+        one = train(
+            policy, tmp_path / "one", data(kind, 13), loss_of(kind), learner=quick(micro_batch_tokens=90)
+        ).figures
+        first, second = (json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1))
+        for figures in (*one, *first, *second):
+            figures.pop("learn/tokens_per_s")
+        assert first == second  # every worker reports the whole step
+        assert first[0] == pytest.approx(one[0], rel=1e-3, abs=1e-5)
+        assert [f["learn/loss"] for f in first] == pytest.approx([f["learn/loss"] for f in one], rel=2e-3)
+        assert first[-1]["learn/tokens"] == one[-1]["learn/tokens"]
+
+
+# --- what it cannot learn from ----------------------------------------------------------------------------------------
+
+
+def test_pairs_are_dropped_and_counted(policy, tmp_path):
+    pairs = [
+        *data("dpo", 5),
+        pair(5, rejected="x" * 500),
+        pair(6, chosen="same", rejected="same"),
+        pair(7, rejected=" ", chosen_complete=False),
+    ]
+    empty = Pair(id="p8", messages=pairs[0].messages, chosen="a", rejected="", rejected_complete=False)
+    learner = quick(max_length=256, epochs=1)
+    result = fit_preferences(
+        [*pairs, empty], learner=learner, loss=loss_of("dpo"), policy_dir=policy, out_dir=tmp_path / "out", seed=7
+    )
+    assert (result.num_examples, result.dropped_too_long, result.dropped_equal, result.dropped_empty) == (6, 1, 1, 1)
+    tokenizer = load_tokenizer(policy)
+    kept = [pairs[i] for i in (0, 1, 2, 3, 4, 7)]
+    sides = [(p.messages, p.chosen, tokenizer, p.chosen_complete) for p in kept]
+    sides += [(p.messages, p.rejected, tokenizer, p.rejected_complete) for p in kept]
+    assert result.tokens == sum(len(encode(*side)) for side in sides)
+
+
+def test_nothing_to_learn_from_says_why(policy, tmp_path):
+    pairs = [pair(0, rejected="x" * 500), pair(1, chosen="b", rejected="b")]
+    with pytest.raises(TrainingError, match=r"of 2 pairs 1 are longer than 256 .* 0 have no .* 1 have two equal"):
+        train(policy, tmp_path / "out", pairs, loss_of("dpo"), learner=quick(max_length=256))
+    with pytest.raises(TrainingError, match="of 0 judged answers"):
+        train(policy, tmp_path / "out", [], loss_of("kto"))
+
+
+def test_records_of_the_other_kind_are_refused(policy, tmp_path):
+    with pytest.raises(DataError, match="the loss kto learns from records of Judged"):
+        train(policy, tmp_path / "out", data("dpo", 2), loss_of("kto"))
+    with pytest.raises(DataError, match="the loss ipo learns from records of Pair"):
+        train(policy, tmp_path / "out", data("kto", 2), loss_of("ipo"))
+    with pytest.raises(DataError, match="weight is nan"):
+        train(policy, tmp_path / "out", [pair(0, weight=math.nan)], loss_of("dpo"))
+
+
+def test_modpo_needs_gaps_a_direction_and_a_weight_for_what_it_learns(policy, tmp_path):
+    for fields, match in (
+        ({"gaps": ()}, r"pair p0: modpo needs a reward gap .* got 0 gaps and 2 weights"),
+        ({"direction": None}, "got 2 gaps and 0 weights"),
+        ({"gaps": (0.0, math.nan)}, "a reward gap is no number"),
+        ({"direction": (0.0, 1.0)}, r"gives helpfulness.*the weight 0, expected more than 0"),
+    ):
+        with pytest.raises(DataError, match=match):
+            train(policy, tmp_path / "out", [pair(0, **fields)], loss_of("modpo"))
+    with pytest.raises(ConfigError, match=r"loss\.learned is helpfulness, .* one objective: quality"):
+        train(policy, tmp_path / "out", [pair(0)], loss_of("modpo"), objectives=("quality",))
+    # That of the learned objective is not read.
+    train(policy, tmp_path / "out", [pair(0, gaps=(math.nan, 1.0))], loss_of("modpo"))
+
+
+def test_kto_needs_two_prompts_and_bco_one(policy, tmp_path):
+    alone = [judged(i, prompt_id="q0") for i in range(4)]
+    with pytest.raises(DataError, match="all 4 samples are of the prompt 'q0'"):
+        train(policy, tmp_path / "out", alone, loss_of("kto"))
+    train(policy, tmp_path / "out", alone, loss_of("bco"))
+
+
+def test_mismatched_answers_are_to_other_prompts(policy):
+    tokenizer = load_tokenizer(policy)
+    samples = [judged(i, prompt_id=f"q{i // 4}", messages=judged(i // 4 * 2).messages) for i in range(16)]
+    units, _ = encode_judged(samples, tokenizer, 512, mismatched_seed=7)
+    said_to: dict[tuple[int, ...], set[str]] = {}  # an answer -> the prompts that it was given to
+    for sample, unit in zip(samples, units, strict=True):
+        (answer,) = unit.sides
+        said_to.setdefault(answer.token_ids[answer.prompt_length :], set()).add(sample.prompt_id)
+    for sample, unit in zip(samples, units, strict=True):
+        (answer,), (mismatched,) = unit.sides, unit.mismatched
+        assert mismatched.token_ids[: mismatched.prompt_length] == answer.token_ids[: answer.prompt_length]
+        assert said_to[mismatched.token_ids[mismatched.prompt_length :]] - {sample.prompt_id}
+    assert units == encode_judged(samples, tokenizer, 512, mismatched_seed=7)[0]
+    assert units != encode_judged(samples, tokenizer, 512, mismatched_seed=8)[0]
+
+
+def test_a_prompt_that_leaves_no_room_for_any_other_answer_is_too_long(policy):
+    tokenizer = load_tokenizer(policy)
+    samples = [judged(0, response="a"), judged(2, response="b" * 20), judged(4, response="c" * 20)]
+    longest = len(encode(samples[2].messages, samples[2].response, tokenizer))
+    units, dropped = encode_judged(samples, tokenizer, longest, mismatched_seed=7)
+    assert (len(units), dropped.too_long) == (3, 0)
+    samples[0] = judged(0, response="a", messages=(Message(role="user", content="?" * 12),))
+    units, dropped = encode_judged(samples, tokenizer, longest, mismatched_seed=7)
+    assert ([u.id for u in units], dropped.too_long) == (["j2", "j4"], 1)
+
+
+def test_a_loss_that_is_no_number_names_the_batch(policy, tmp_path):
+    poisoned = tiny_policy(tmp_path / "poisoned", seed=1)
+    weights = load_file(poisoned / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"step 0 is nan\. Lower learner\.lr.*samples are in .*nan-batch\.json"):
+        train(policy, tmp_path / "run" / "out", data("dpo", 8), loss_of("dpo"), reference_dir=poisoned)
+    kept = json.loads((tmp_path / "run" / "nan-batch.json").read_text())
+    assert kept["step"] == 0
+    assert len(kept["samples"]) == 4
+    assert set(kept["samples"]) <= {f"p{i}" for i in range(8)}
+
+
+def hinge(
+    chosen_P, rejected_P, reference_chosen_P, reference_rejected_P, chosen_tokens_P, rejected_tokens_P, denominator,
+    *, beta, weights_P=None,
+):  # fmt: skip
+    """SLiC's: max(0, 1 - beta delta)."""
+    gap_P = beta * widen(chosen_P - rejected_P - (reference_chosen_P - reference_rejected_P).detach())
+    loss_P = (1 - gap_P).clamp(min=0)
+    weights_P = row_weights(weights_P, loss_P)
+    loss = (weights_P * loss_P).sum() / denominator
+    return loss, report(loss, weights_P, margin_sum=gap_P, correct_sum=gap_P > 0)
+
+
+def test_a_loss_of_one_function_and_one_line_trains(policy, tmp_path, monkeypatch):
+    monkeypatch.setitem(PAIRED_LOSSES, "hinge", hinge)
+    log = train(policy, tmp_path / "out", data("hinge", 8), loss_of("hinge"), learner=quick(epochs=4))
+    assert log.of("loss")[0] == pytest.approx(1.0, abs=1e-5)  # the policy is its reference still
+    assert log.of("loss")[-1] < 0.99
