@@ -328,21 +328,26 @@ class Crew:
 
     def evaluate(self, t: int | None, calibration: Calibration) -> tuple[PolicyEvaluation, list[Scored]]:
         """What policy t's held-out answers are worth, with intervals over prompts."""
-        settings, label, out = self.recipe.evaluation, _label(t), self.held_out(t)
-        signs = {name: o.sign for name, o in self.recipe.rewards.objectives.items()}
+        return self.judge(_label(t), self.held_out(t).scored, calibration, t=t)
+
+    def judge(
+        self, label: str, scored: Sequence[Scored], calibration: Calibration, *, t: int | None
+    ) -> tuple[PolicyEvaluation, list[Scored]]:
+        """The same of answers that were sampled for an evaluation elsewhere; kept as evaluation/<label>.json."""
+        settings = self.recipe.evaluation
         evaluation = PolicyEvaluation.from_scored(
-            out.scored,
+            scored,
             t=t,
             label=label,
-            signs=signs,
+            signs={name: o.sign for name, o in self.recipe.rewards.objectives.items()},
             reference_point=self.reference_point(calibration),
             scale=dict(zip(self.names, calibration.std, strict=True)) if self.recipe.rewards.standardise else None,
-            kl=self._kl(label, [s.completion for s in out.scored]) if settings.kl else None,
+            kl=self._kl(label, [s.completion for s in scored]) if settings.kl else None,
             bootstrap=settings.bootstrap,
             seed=self.recipe.seed,
         )
         self.store.mark(f"evaluation/{label}", evaluation.to_json())
-        return evaluation, list(out.scored)
+        return evaluation, list(scored)
 
     def reference_point(self, calibration: Calibration) -> dict[str, float]:
         """The recipe's, or the calibration samples' worst minus a tenth of their range; objective units."""

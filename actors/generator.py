@@ -8,18 +8,24 @@
 Two backends behind one interface: vLLM, and transformers for machines without it. Completions echo the policy version
 that made them. Seeds are the queries' own, so a shard that is made again is the same shard: on GPUs by vLLM's batch-invariant
 kernels, unless the recipe gives them up for speed (`generator.env: {VLLM_BATCH_INVARIANT: "0"}`). Log-probabilities are raw
-(temperature 1), so that they compare with the learner's.
+(temperature 1), so that they compare with the learner's; token by token for those who ask, since they make shards large.
+
+New weights reach vLLM as generator.sync says: an adapter by its path, all weights read again, or vLLM's weight transfer
+(actors/transfer.py). Whichever it is, `switch` has the engine prove that it answers with them.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from actors import transfer
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError, did_you_mean
@@ -27,7 +33,25 @@ from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_
 from rhumbline.records import Completion, Query
 
 Case = tuple[Encoded, Sequence[float]]  # tokens, and the learner's log-probability of each learned one
-Sample = tuple[str, tuple[int, ...], float, bool]  # text, token ids, log-probability, ended by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a backend makes of a prompt."""
+
+    text: str  # without special tokens
+    token_ids: tuple[int, ...]  # (T,) the end token included
+    logprobs: tuple[float, ...]  # (T,) log p of each, nats, at temperature 1
+    ended: bool  # by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """How an engine took new weights."""
+
+    gap: float  # mean over the probe's tokens of |log p here - log p of the learner|, nats
+    load_s: float  # 0 where it had them already
+    probe_s: float  # before and after
 
 
 class Backend(ABC):
@@ -43,7 +67,11 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, version: str, folder: Path) -> None:
-        """Answer with other weights from now on, with nothing cached from the old ones."""
+        """Answer with other weights from now on, with nothing cached from the old ones.
+
+        Raises WeightSyncError for a folder without whole weights, before anything has changed, and for an engine that
+        fails to take them, which is of no use afterwards.
+        """
 
     @abstractmethod
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
@@ -73,7 +101,9 @@ class Generator:
             self.version = version
         return self.version
 
-    def generate(self, queries: Sequence[Query], n: int, sampling: config.Sampling) -> list[Completion]:
+    def generate(
+        self, queries: Sequence[Query], n: int, sampling: config.Sampling, token_logprobs: bool = False
+    ) -> list[Completion]:
         """n completions per query, in order. Raises GenerationError for a prompt that does not fit the context."""
         prompts = [prompt_ids(query.messages, self.tokenizer) for query in queries]
         for query, prompt in zip(queries, prompts, strict=True):
@@ -88,26 +118,31 @@ class Generator:
             Completion(
                 query=query,
                 sample_index=index,
-                text=text,
-                token_ids=token_ids,
-                logprob=logprob,
-                finish_reason="stop" if ended else "length",
+                text=sample.text,
+                token_ids=sample.token_ids,
+                logprob=math.fsum(sample.logprobs),
+                finish_reason="stop" if sample.ended else "length",
                 policy_version=self.version,
+                token_logprobs=sample.logprobs if token_logprobs else (),
             )
             for query, samples in zip(queries, sampled, strict=True)
-            for index, (text, token_ids, logprob, ended) in enumerate(samples)
+            for index, sample in enumerate(samples)
         ]
 
-    def switch(self, version: str, folder: str, cases: Sequence[Case], tolerance: float) -> float:
-        """`load`, proven: the mean over the probe's tokens of |log p here - log p of the learner|, nats.
+    def switch(self, version: str, folder: str, cases: Sequence[Case], tolerance: float) -> Switched:
+        """`load`, proven by the learner's log-probabilities of fixed tokens.
 
         Raises WeightSyncError with both figures where the mean is above `tolerance`, and where nothing at all has
         changed: a small update of the weights would pass under the tolerance although it never arrived.
         """
+        clock = time.monotonic
+        began = clock()
         if version == self.version:
-            return self.probe(cases)
+            return Switched(gap=self.probe(cases), load_s=0.0, probe_s=clock() - began)
         before = self.backend.logprobs([encoded for encoded, _ in cases])
+        probed = clock()
         self.load(version, folder)
+        loaded = clock()
         after = self.backend.logprobs([encoded for encoded, _ in cases])
         gap = _gap(after, cases)
         engine, learner = _mean(after), _mean([logprobs for _, logprobs in cases])
@@ -125,7 +160,7 @@ class Generator:
                 f"after loading {version} from {folder} the engine answers exactly as before: the weights did not "
                 f"arrive, or training changed none of them; {figures}"
             )
-        return gap
+        return Switched(gap=gap, load_s=loaded - probed, probe_s=probed - began + clock() - loaded)
 
     def probe(self, cases: Sequence[Case]) -> float:
         """Mean over tokens of |log p here - log p of the learner|, nats. WeightSyncError where nothing compares."""
@@ -165,9 +200,13 @@ class VLLM(Backend):
             engine.setdefault("max_lora_rank", 64)
             # Not the head: around it vLLM 0.32 fails on the log-probabilities of prompts, which the probe asks for.
             engine.setdefault("lora_target_modules", _linear(model, trust_remote_code))
+        elif settings.sync == "transfer":
+            engine |= transfer.session_settings(settings.num_gpus, engine)
         self.sync = settings.sync
         self.llm: Any = LLM(model=model, trust_remote_code=trust_remote_code, **engine)
         self.context = int(self.llm.model_config.max_model_len)
+        if settings.sync == "transfer":
+            transfer.begin(self.llm)
         self.adapter: Any = None
         self.loads = 0
 
@@ -191,7 +230,12 @@ class VLLM(Backend):
         outputs = self.llm.generate(requests, parameters, use_tqdm=False, lora_request=self.adapter)
         return [
             [
-                (o.text, tuple(o.token_ids), float(o.cumulative_logprob), o.finish_reason == "stop")
+                Sample(
+                    text=o.text,
+                    token_ids=tuple(o.token_ids),
+                    logprobs=tuple(float(p[i].logprob) for i, p in zip(o.token_ids, o.logprobs, strict=True)),
+                    ended=o.finish_reason == "stop",
+                )
                 for o in sorted(output.outputs, key=lambda o: o.index)
             ]
             for output in outputs
@@ -200,15 +244,31 @@ class VLLM(Backend):
     def load(self, version: str, folder: Path) -> None:
         self.loads += 1
         if self.sync == "adapter":
-            from vllm.lora.request import LoRARequest
-
-            # A new name, id and path for every version: vLLM keeps answering with the old adapter otherwise.
-            old, self.adapter = self.adapter, LoRARequest(version, self.loads, str(folder / "adapter"))
-            if old is not None:
-                self.llm.llm_engine.remove_lora(old.lora_int_id)
+            adapter = transfer.adapter_folder(folder)
         else:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self.llm.reset_prefix_cache()  # no reload does this for us
+            transfer.weight_files(folder)
+        try:
+            if self.sync == "adapter":
+                self._adapt(version, adapter)
+            elif self.sync == "full":
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            else:
+                transfer.send(self.llm, version, folder)
+        except Exception as e:  # of many kinds, and from child processes of none
+            raise WeightSyncError(
+                f"vLLM could not take {version} from {folder} (generator.sync: {self.sync}): {type(e).__name__}: {e}"
+            ) from e
+        if not self.llm.reset_prefix_cache():  # no load does this for us
+            raise WeightSyncError(f"vLLM kept its prefix cache after loading {version}: requests are still under way")
+
+    def _adapt(self, version: str, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # A new name, id and path for every version: vLLM keeps answering with the old adapter otherwise.
+        old, self.adapter = self.adapter, LoRARequest(version, self.loads, str(folder))
+        self.llm.llm_engine.add_lora(self.adapter)  # now, and not with the first request
+        if old is not None:
+            self.llm.llm_engine.remove_lora(old.lora_int_id)
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
         from vllm import SamplingParams
@@ -251,7 +311,7 @@ class Transformers(Backend):
     def _one(self, prompt: tuple[int, ...], seed: int, n: int, sampling: config.Sampling) -> list[Sample]:
         import torch
 
-        from rhumbline.learning.logprobs import response_logprobs
+        from rhumbline.learning.logprobs import token_logprobs
 
         random = sampling.temperature > 0
         options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if random else {}
@@ -273,13 +333,19 @@ class Transformers(Backend):
         rows = [r[: r.index(self.tokenizer.eos_token_id) + 1] if e else r for r, e in zip(rows, ended, strict=True)]
         if not random:
             rows, ended = rows * n, ended * n
-        logprobs = response_logprobs(self.policy, [_encoded(prompt, tuple(row)) for row in rows], token_budget=8192)
+        logprobs = token_logprobs(self.policy, [_encoded(prompt, tuple(row)) for row in rows], token_budget=8192)
         return [
-            (self.tokenizer.decode(row, skip_special_tokens=True), tuple(row), logprob, end)
-            for row, logprob, end in zip(rows, logprobs, ended, strict=True)
+            Sample(
+                text=self.tokenizer.decode(row, skip_special_tokens=True),
+                token_ids=tuple(row),
+                logprobs=tuple(logprobs_T.tolist()),
+                ended=end,
+            )
+            for row, logprobs_T, end in zip(rows, logprobs, ended, strict=True)
         ]
 
     def load(self, version: str, folder: Path) -> None:  # noqa: ARG002  (nothing is cached by version here)
+        transfer.weight_files(folder)
         self.policy = load_policy(folder, trust_remote_code=self.trust_remote_code)
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:

@@ -90,7 +90,7 @@ class Preferences:
     ) -> Samples:
         found = extremes(scored, directions, standardiser)
         make = judged_from if self.single else pairs_from
-        kept: Samples = make(found, codec, gap=self.recipe.gap)  # type: ignore[assignment]
+        kept: Samples = make(found, codec, gap=self.recipe.gap)
         if not kept:
             raise DataError(
                 f"no pair is left: of {len(found)} rankings none has two answers with different rewards, at least "

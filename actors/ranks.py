@@ -24,13 +24,13 @@ from typing import Any, Self
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from rhumbline.learning.trajectories import Trajectory
 
 from actors.learner import COLLECTIVE_TIMEOUT_S, environment
 from actors.weights import write_probe
 from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ResourceError, RhumblineError, TrainingError, UserError
+from rhumbline.learning.trajectories import Trajectory
 
 STATE = "ranks.json"
 SETUP_DEADLINE_S = 900.0
@@ -53,12 +53,14 @@ class Rank:
         """Where the others find rank 0; the port is free now."""
         with socket.socket() as free:
             free.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+            find: Any = ray.util  # untyped
+            return f"tcp://{find.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def setup(self, address: str, state: str | None) -> None:
         """Meet the other ranks, load the weights, go on with a state."""
         import torch
         import torch.distributed as dist
+
         from rhumbline.learning.online import OnlineLearner
 
         learner: config.Learner = self.arguments["learner"]

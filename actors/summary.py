@@ -29,6 +29,7 @@ METHODS = {
     "dpa": "Directional preference alignment (rejection sampling, conditioned on the direction)",
     "dpo": "Preference optimisation on pairs or judged answers",
     "ppo": "Proximal policy optimisation (PPO) on the weighted rewards, with a penalty on the KL divergence",
+    "soups": "Rewarded soups: policies of single objectives, their weights interpolated by the direction",
     "grpo": "Group relative policy optimisation (GRPO) on the weighted rewards",
 }
 

@@ -79,7 +79,7 @@ class FakeBackend(Backend):
             ended = len(tokens) < sampling.max_tokens
             tokens = (*tokens, int(self.tokenizer.eos_token_id)) if ended else tokens[: sampling.max_tokens]
             text = text if ended else str(self.tokenizer.decode(tokens))
-            out.append((text, tokens, LOGPROB * len(tokens), ended))
+            out.append(Sample(text=text, token_ids=tokens, logprobs=(LOGPROB,) * len(tokens), ended=ended))
         return out
 
     def load(self, version: str, folder: Path) -> None:

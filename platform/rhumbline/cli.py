@@ -120,7 +120,7 @@ def recipes_ls() -> None:
         typer.echo(f"{entry.name:<30}{entry.title}")
 
 
-def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe:
+def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe | config.SftRecipe | config.SweepRecipe:
     """A recipe of any job."""
     from rhumbline import config, recipes
 
@@ -129,6 +129,10 @@ def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe:
         from rhumbline.fitting import recipe as rewards
 
         return rewards.load(path, overrides or [])
+    if raw.get("job") == "sft":
+        return config.load_sft(path, overrides or [])
+    if raw.get("job") == "sweep":
+        return config.load_sweep(path, overrides or [])
     return config.load(path, overrides or [], kind=config.JOBS.get(str(raw.get("job")), config.Recipe))
 
 
@@ -157,6 +161,12 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
 
     path = recipes.find(recipe)
     loaded = _load(path, overrides)
+    if isinstance(loaded, config.SftRecipe):
+        typer.echo(f"OK  {path}: {loaded.name}, stages {', '.join(loaded.stages)}")
+        return
+    if isinstance(loaded, config.SweepRecipe):
+        typer.echo(f"OK  {path}: {loaded.name}, over {', '.join(loaded.space)}, trials of {loaded.recipe}")
+        return
     if not isinstance(loaded, config.Run):
         from rhumbline.fitting.absolute_labels import weighting
 

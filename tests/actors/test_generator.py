@@ -107,6 +107,17 @@ def test_a_completion_says_what_was_sampled(generator: Generator, tiny: Path) ->
         assert completion.logprob == pytest.approx(expected, abs=1e-3)
 
 
+def test_token_log_probabilities_are_given_where_asked_for_and_are_the_terms_of_the_sum(generator: Generator) -> None:
+    asked = generator.generate(QUERIES, 2, SAMPLING, token_logprobs=True)
+    for completion in asked:
+        assert len(completion.token_logprobs) == len(completion.token_ids)
+        assert max(completion.token_logprobs) <= 0.0
+        assert sum(completion.token_logprobs) == pytest.approx(completion.logprob, abs=1e-9)
+    plain = generator.generate(QUERIES, 2, SAMPLING)
+    assert [c.token_logprobs for c in plain] == [()] * 6
+    assert [(c.token_ids, c.logprob) for c in plain] == [(c.token_ids, c.logprob) for c in asked]
+
+
 def test_without_temperature_all_samples_are_the_likeliest(generator: Generator) -> None:
     greedy = config.Sampling(max_tokens=6, temperature=0.0)
     first, second = generator.generate(QUERIES[:1], 2, greedy)
@@ -152,14 +163,28 @@ def test_a_switch_is_proven(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"log p is -\d.* here and -\d.* at the learner.*probe_tolerance"):
         generator.switch("t=1", str(other), wrong, 0.05)
     generator = transformers(tiny)
-    assert generator.switch("t=1", str(other), right, 0.05) < 1e-4
+    switched = generator.switch("t=1", str(other), right, 0.05)
+    assert switched.gap < 1e-4
+    assert min(switched.load_s, switched.probe_s) > 0.0
     assert generator.version == "t=1"
+    assert generator.switch("t=1", "not read again", right, 0.05).load_s == 0.0
     # The same weights under another name: indistinguishable from a load that did nothing. The learner's figures differ
     # a little, as they do between devices.
     generator = transformers(tiny)
     near = [(encoded, [p + 0.001 for p in logprobs]) for encoded, logprobs in wrong]
     with pytest.raises(WeightSyncError, match="exactly as before"):
         generator.switch("t=1", str(copy), near, 0.05)
+
+
+def test_what_is_no_whole_checkpoint_is_refused_and_the_old_weights_stay(tiny: Path, tmp_path: Path) -> None:
+    generator = transformers(tiny)
+    before = generator.generate(QUERIES, 1, SAMPLING)
+    torn = tiny_policy(tmp_path / "torn", seed=1)
+    os.truncate(torn / "model.safetensors", 20_000)
+    for folder, reason in ((torn, "cannot be read"), (tmp_path / "absent", "no model")):
+        with pytest.raises(WeightSyncError, match=reason):
+            generator.switch("t=1", str(folder), cases(tiny), 0.05)
+    assert generator.generate(QUERIES, 1, SAMPLING) == before
 
 
 def cases(folder: Path) -> list[Case]:
@@ -186,6 +211,8 @@ def test_the_fake_obeys_the_same_interface_and_shortens_where_it_is_asked_to() -
     sampling = config.Sampling(max_tokens=64)
     before = [len(c.token_ids) for c in fake.generate([wide, narrow], 4, sampling)]
     assert fake.generate([wide], 4, sampling) == fake.generate([wide, narrow], 4, sampling)[:4]
+    (told,) = fake.generate([wide], 1, sampling, token_logprobs=True)
+    assert sum(told.token_logprobs) == pytest.approx(told.logprob)
     fake.load("t=1", "anywhere")
     after = [len(c.token_ids) for c in fake.generate([wide, narrow], 4, sampling)]
     assert min(before) > 20
@@ -235,12 +262,15 @@ def probed(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_vllm_seeds_alone_decide(vllm: Generator) -> None:
-    together = vllm.generate(QUERIES, 4, SAMPLING)
+    together = vllm.generate(QUERIES, 4, SAMPLING, token_logprobs=True)
     alone = [c for q in reversed(QUERIES) for c in vllm.generate([q], 4, SAMPLING)]
+    assert {c.token_logprobs for c in alone} == {()}
     assert {c.id: (c.token_ids, c.logprob) for c in together} == {c.id: (c.token_ids, c.logprob) for c in alone}
     assert len({c.token_ids for c in together if c.query.id == "p1/d0"}) > 1
     tokenizer = load_tokenizer(vllm.model)
     for c in together:
+        assert len(c.token_logprobs) == len(c.token_ids)
+        assert sum(c.token_logprobs) == pytest.approx(c.logprob, abs=1e-9)
         assert (c.token_ids[-1] == tokenizer.eos_token_id) == (c.finish_reason == "stop")
         assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)
 
@@ -303,5 +333,8 @@ def test_vllm_switches_adapters_by_version(tmp_path: Path) -> None:
     generator.setup()
     for version in ("t=1", "t=2"):
         folder = tmp_path / version
-        assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE) < TOLERANCE
+        assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE).gap < TOLERANCE
     assert generator.probe(read_probe(tmp_path / "t=1")) > 2 * TOLERANCE
+    (tmp_path / "t=3").mkdir()
+    with pytest.raises(WeightSyncError, match=r"no adapter/adapter_model\.safetensors.*generator\.sync: full"):
+        generator.load("t=3", str(tmp_path / "t=3"))

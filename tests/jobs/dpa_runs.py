@@ -1,4 +1,4 @@
-"""Runs of jobs/dpa.py as a person starts them: a subprocess, a tiny policy, a Ray cluster of its own."""
+"""Runs of jobs as a person starts them: a subprocess, a tiny policy, a Ray cluster of its own. By default of jobs/dpa.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _MARK = "RHUMBLINE_TEST_JOB"
 
 
 def recipe(folder: Path, **changes: object) -> Path:
-    """A complete recipe in `folder` around a policy of two layers; both objectives are rules, so it needs no backbone."""
+    """A complete recipe in `folder` around a policy of two layers; both objectives are rules, so it needs no backbone.
+
+    A change to None takes the key out: recipes of other jobs lack some.
+    """
     if not (folder / "policy").is_dir():
         tiny_policy(folder / "policy")
     content: dict[str, object] = {
@@ -57,12 +60,13 @@ def recipe(folder: Path, **changes: object) -> Path:
         },
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
+    written = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
     return path
 
 
-def command(path: Path, runs: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "jobs/dpa.py", "--recipe", str(path), "--runs", str(runs), *arguments]
+def command(path: Path, runs: Path, *arguments: str, job: str = "dpa") -> list[str]:
+    return [sys.executable, f"jobs/{job}.py", "--recipe", str(path), "--runs", str(runs), *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -70,9 +74,11 @@ def environment() -> dict[str, str]:
     return {**own, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
-def run(path: Path, runs: Path, *arguments: str, timeout: float = WAIT_S) -> subprocess.CompletedProcess[str]:
-    """Start jobs/dpa.py, wait, give output and exit code."""
-    return start(*command(path, runs, *arguments)[1:], timeout=timeout)
+def run(
+    path: Path, runs: Path, *arguments: str, job: str = "dpa", timeout: float = WAIT_S
+) -> subprocess.CompletedProcess[str]:
+    """Start a job, wait, give output and exit code."""
+    return start(*command(path, runs, *arguments, job=job)[1:], timeout=timeout)
 
 
 def start(*arguments: str, timeout: float = WAIT_S) -> subprocess.CompletedProcess[str]:
@@ -162,6 +168,6 @@ class Driver:
         return self.log.read_text(errors="replace")
 
 
-def drive(path: Path, runs: Path, *arguments: str) -> Driver:
-    """Start jobs/dpa.py and come back at once."""
-    return Driver(command(path, runs, *arguments), runs.with_suffix(".log"))
+def drive(path: Path, runs: Path, *arguments: str, job: str = "dpa") -> Driver:
+    """Start a job and come back at once."""
+    return Driver(command(path, runs, *arguments, job=job), runs.with_suffix(".log"))

@@ -43,10 +43,18 @@ from rhumbline.config.sections import (
     Style,
 )
 from rhumbline.config.sft import Conversations, SftLearner, SftPolicy, SftRecipe, SftStage, load_sft
+from rhumbline.config.soups import SoupRecipe
 from rhumbline.config.sweep import Dimension, Search, SweepRecipe, load_sweep
 from rhumbline.errors import ConfigError
 
-JOBS: dict[str, type[Run]] = {"dpa": Recipe, "dpo": DpoRecipe, "ppo": PpoRecipe, "grpo": GrpoRecipe}  # by the key `job`
+# By the key `job`.
+JOBS: dict[str, type[Run]] = {
+    "dpa": Recipe,
+    "dpo": DpoRecipe,
+    "ppo": PpoRecipe,
+    "grpo": GrpoRecipe,
+    "soups": SoupRecipe,
+}
 R = TypeVar("R", bound=Run)
 
 __all__ = [
@@ -89,6 +97,7 @@ __all__ = [
     "SftPolicy",
     "SftRecipe",
     "SftStage",
+    "SoupRecipe",
     "Source",
     "Style",
     "SweepRecipe",

@@ -361,7 +361,7 @@ def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:
 
 
 def _mean(sums: Mapping[str, float], name: str, weight: str = "weight_sum") -> float | None:
-    return sums[name] / sums[weight] if sums[weight] > 0 else None
+    return sums[name] / sums[weight] if name in sums and sums.get(weight, 0.0) > 0 else None
 
 
 def _known(metrics: Mapping[str, float | None]) -> dict[str, float]:
