@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -212,11 +212,13 @@ class Crew:
         calibration: Calibration,
         *,
         loss: config.PreferenceLoss | None = None,
+        trained_on: Iterable[str] = (),
         restart_from: Literal["initial", "t0", "previous"] | None = None,
     ) -> None:
         """Train policy t on `examples` and publish it under checkpoints/t=<t> with its steering.json.
 
-        loss: of pairs and judged answers; None: supervised. restart_from: None takes the recipe's.
+        loss: of pairs and judged answers; None: supervised. trained_on: turn ids of examples about prompts that are not the
+        recipe's. restart_from: None takes the recipe's.
         """
         mark = f"iterations/t={t}/learn"
         if self.store.marked(mark) is not None:
@@ -257,7 +259,7 @@ class Crew:
         else:
             preferred: Any = examples
             result = learner.learn_preferences(preferred, loss, settings, objectives=self.names, **where)
-        self.publish(t, codec, calibration)
+        self.publish(t, codec, calibration, trained_on)
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
         self.store.mark(mark, {**result, "checkpoint": str(out.relative_to(self.store.path)), "base": base})
 
@@ -287,8 +289,10 @@ class Crew:
             self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})
         return contract
 
-    def publish(self, t: int, codec: Codec, calibration: Calibration) -> None:
-        """Write steering.json beside the weights of policy t, and beside its adapter."""
+    def publish(self, t: int, codec: Codec, calibration: Calibration, trained_on: Iterable[str] = ()) -> None:
+        """Write beside the weights of policy t, and beside its adapter, the steering.json of a policy that heeds directions, and
+        which prompts it was trained on: those of the recipe and `trained_on` (turn ids).
+        """
         rewards, out = self.recipe.rewards, self.store.checkpoint_dir(t)
         contract = Steering(
             objectives=self.names,
@@ -301,12 +305,14 @@ class Crew:
             initial=self.recipe.policy.initial,
             presets=self.recipe.directions.presets,
         )
-        seen = {turn_id(prompt) for prompt in self.plan.splits.train} | steering.read_trained_on(
-            self.store.checkpoint_dir(0)
+        before = (self.store.checkpoint_dir(0), Path(self.initial))
+        seen = {turn_id(prompt) for prompt in self.plan.splits.train}.union(
+            trained_on, *(steering.read_trained_on(folder) for folder in before)
         )
         for folder in (out, out / "adapter"):
             if folder.is_dir():
-                contract.write(folder)
+                if self.recipe.steered:
+                    contract.write(folder)
                 steering.write_trained_on(folder, seen)
 
     # --- evaluate -----------------------------------------------------------------------------------------------------
@@ -317,7 +323,7 @@ class Crew:
         """
         if _label(t) in self._held_out:
             return self._held_out[_label(t)]
-        settings, asked = self.recipe.evaluation, t is not None and self.recipe.directions.said
+        settings, asked = self.recipe.evaluation, t is not None and self.recipe.steered
         directions = self.plan.grid() if asked else [None]
         codec = steering.read(self.store.checkpoint_dir(t)).make_codec() if asked and t is not None else self.plan.codec
         # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.

@@ -84,6 +84,9 @@ class Generator:
     def __init__(self, settings: config.Generator, *, model: str, trust_remote_code: bool = False) -> None:
         self.settings, self.model, self.trust_remote_code = settings, model, trust_remote_code
         self.version = "initial"
+        self._accepted: dict[
+            tuple[int, ...], list[float]
+        ] = {}  # what the learner said of the last probe that was passed
 
     def setup(self) -> None:
         """Load tokenizer and engine; a failure reaches the driver with its reason."""
@@ -132,11 +135,13 @@ class Generator:
     def switch(self, version: str, folder: str, cases: Sequence[Case], tolerance: float) -> Switched:
         """`load`, proven by the learner's log-probabilities of fixed tokens.
 
-        Raises WeightSyncError with both figures where the mean is above `tolerance`, and where nothing at all has
-        changed: a small update of the weights would pass under the tolerance although it never arrived.
+        Raises WeightSyncError with both figures where the mean is above `tolerance`, and where nothing at all has changed
+        here while the learner's own figures of the same tokens have: a small update of the weights would pass under the
+        tolerance although it never arrived. An update of nothing changes neither.
         """
         clock = time.monotonic
         began = clock()
+        told = {encoded.token_ids: list(logprobs) for encoded, logprobs in cases}
         if version == self.version:
             return Switched(gap=self.probe(cases), load_s=0.0, probe_s=clock() - began)
         before = self.backend.logprobs([encoded for encoded, _ in cases])
@@ -155,11 +160,13 @@ class Generator:
                 f"after loading {version} from {folder} the engine answers with other weights than the learner's: "
                 f"{figures}, at most {tolerance:g} is allowed (generator.probe_tolerance)"
             )
-        if after == before and gap > 0:
+        moved = any(told[tokens] != said for tokens, said in self._accepted.items() if tokens in told)
+        if after == before and moved:
             raise WeightSyncError(
-                f"after loading {version} from {folder} the engine answers exactly as before: the weights did not "
-                f"arrive, or training changed none of them; {figures}"
+                f"after loading {version} from {folder} the engine answers exactly as before, and the learner does not: the "
+                f"weights did not arrive; {figures}"
             )
+        self._accepted = told
         return Switched(gap=gap, load_s=loaded - probed, probe_s=probed - began + clock() - loaded)
 
     def probe(self, cases: Sequence[Case]) -> float:

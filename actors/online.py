@@ -2,12 +2,13 @@
 
     with Online(recipe, recipe.grpo, plan, store, crew, first) as online:
         for t in online.steps():                          # goes on after the last state
-            answers = online.sample(t)
-            online.update(t, answers)
+            online.sample(t)
+            online.update(t)
             online.publish(t)
 
 Version t is the policy after step t. Rollouts are in the store and seeds are the queries' own, so a driver that goes on
-gives a step the same batch, and the learners make the same of it.
+gives a step the same batch, and the learners make the same of it. A shard that was given up is asked for again by the next
+driver, but never once the step has been learned from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from actors.learner import NUM_PROBES, PROBE_TOKENS
 from actors.progress import learner_metrics
 from actors.ranks import Ranks
 from actors.rollout import Rollout
+from actors.weights import FILE, read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.learning.policy import load_tokenizer
@@ -54,25 +56,29 @@ class Online:
             {
                 "settings": settings,
                 "total_steps": recipe.steps,
-                "answers_per_step": recipe.prompts_per_step * recipe.directions.per_prompt * recipe.samples,
+                "answers_per_step": recipe.answers_per_step,
                 "policy_dir": policy_dir,
                 "adapter_dir": adapter_dir,
                 "seed": recipe.seed,
                 "trust_remote_code": recipe.policy.trust_remote_code,
                 "max_tokens": recipe.sampling.max_tokens,
-                "failed_batch": str((store.path / "train" / "failed-batch.parquet").resolve()),
             },
             recipe.learner,
             batch_of=self.batch,
             states=store.path / "train" / "online",
+            failed_batch=(store.path / "train" / "failed-batch.parquet").resolve(),
             deadline_s=recipe.deadline_s,
             on_event=crew.event,
         )
 
     def __enter__(self) -> Self:
         self.ranks.__enter__()
-        if self.ranks.at > 0:  # a driver that was killed may have saved the state and not the checkpoint
-            self.publish(self.ranks.at)
+        try:
+            if self.ranks.at > 0:  # a driver that was killed may have saved the state and not the checkpoint
+                self.publish(self.ranks.at)
+        except BaseException:
+            self.ranks.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -93,8 +99,11 @@ class Online:
         """The scored answers of step t; read back where they are in the store."""
         if t in self._answers:
             return self._answers[t]
-        queries = self.plan.step_queries(t, self.recipe.prompts_per_step)
         self._answers = {k: out for k, out in self._answers.items() if k >= t - 1}
+        if (learned := self._learned_from(t)) is not None:
+            self._answers[t] = learned
+            return learned
+        queries = self.plan.step_queries(t, self.recipe.prompts_per_step)
         self._answers[t] = self.crew.sample(
             f"iterations/t={t}",
             queries,
@@ -107,12 +116,15 @@ class Online:
         return self._answers[t]
 
     def batch(self, t: int) -> list[Trajectory]:
-        """The same as the learners read them."""
-        return self._trajectories(self.sample(t).scored)
+        """The same as the learners read them, who will learn from nothing else from now on."""
+        answers, mark = self.sample(t), f"iterations/t={t}/batch"
+        if self.store.marked(mark) is None:
+            self.store.mark(mark, {"samples": len(answers.scored), "failed": answers.failed})
+        return self._trajectories(answers.scored)
 
     def update(self, t: int) -> dict[str, float]:
         """Step t: advantages, epochs of updates, the KL controller. The state is saved before anything follows from it."""
-        ahead = (lambda: self._ahead(t + 1)) if self.recipe.overlap and t < self.recipe.steps else None
+        ahead = (lambda: self.sample(t + 1)) if self.recipe.overlap and t < self.recipe.steps else None
         metrics = self.ranks.update(t, ahead)
         if t % self.recipe.save_every == 0 or t == self.recipe.steps:
             self.ranks.save()
@@ -158,8 +170,19 @@ class Online:
             return self.crew.initial, str(checkpoint / "adapter")
         return str(checkpoint), None
 
-    def _ahead(self, t: int) -> None:
-        self.sample(t)
+    def _learned_from(self, t: int) -> Rollout | None:
+        """The answers of a step that was learned from, as they were then; None: it was not yet.
+
+        What was given up then is not asked for again: the batch would be another one than the weights come from, and the
+        version that was asked may be gone.
+        """
+        mark = self.store.marked(f"iterations/t={t}/batch")
+        if mark is None and t > self.ranks.at:
+            return None
+        scored = tuple(self.store.read(f"iterations/t={t}/scores", Scored))
+        if mark is not None and len(scored) != mark["samples"] and t > self.ranks.at:
+            return None  # shards were lost since: made again they are the same
+        return Rollout(scored=scored, failed=0 if mark is None else int(mark["failed"]))
 
     def _trajectories(self, scored: Sequence[Scored]) -> list[Trajectory]:
         rewards_NK = self.first.standardiser([one.rewards for one in scored])
@@ -190,11 +213,16 @@ class Online:
         return out
 
     def _probe(self) -> list[Encoded]:
-        """Fixed tokens for the proof of a weight sync: the shortest samples of the first step, cut."""
+        """Fixed tokens for the proof of a weight sync: the shortest samples of the first step, cut; chosen once in a run."""
+        folder = self.store.path / "train" / "online"
+        if not self._cases and (folder / FILE).is_file():
+            self._cases = [encoded for encoded, _ in read_probe(folder)]
         if not self._cases:
             by_length = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))
             for one in by_length[:NUM_PROBES]:
                 answer, prompt = one.response_ids[:PROBE_TOKENS], one.prompt_ids
                 mask = (False,) * len(prompt) + (True,) * len(answer)
                 self._cases.append(Encoded(token_ids=(*prompt, *answer), loss_mask=mask))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_probe(folder, [(encoded, ()) for encoded in self._cases])
         return self._cases

@@ -1,6 +1,7 @@
 """Where the pairs of jobs/dpo.py come from: files, another run's samples, or the policy's own.
 
 given = Preferences(recipe)
+given.check(plan)                      # another run's samples: finished, and scored by the same reward model
 given.elsewhere                        # files or another run: there is nothing to sample
 given.samples(plan, standardiser)      # Pair or Judged, as the recipe's loss wants them
 """
@@ -9,39 +10,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from rhumbline import config
+from rhumbline import config, durable
 from rhumbline.codecs import Codec
 from rhumbline.data.comparisons import Comparison, load_comparisons
+from rhumbline.data.dialogues import without_marks
 from rhumbline.data.prompts import Splits, turn_id
 from rhumbline.directions import Direction
-from rhumbline.errors import ConfigError, DataError, RunError, did_you_mean
-from rhumbline.examples import judged_from, judged_of_people, pairs_from, pairs_of_people
-from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
+from rhumbline.errors import DataError, RunError
+from rhumbline.examples import joint_pairs_from, judged_from, judged_of_people, pairs_from, pairs_of_people
+from rhumbline.learning.policy import load_tokenizer
+from rhumbline.losses import UNPAIRED_LOSSES, check_loss
 from rhumbline.plan import Plan
 from rhumbline.queries import ask
-from rhumbline.records import Judged, Pair, Query, Scored
+from rhumbline.records import Example, Judged, Pair, Query, Scored
 from rhumbline.scalarise import Standardiser
-from rhumbline.selection import asked_under, extremes
+from rhumbline.selection import Extremes, asked_under, extremes
 from rhumbline.store import RunStore
 
 Samples = list[Pair] | list[Judged]
+_ZERO = 1e-9  # a component of a unit vector below this is rounding, such as cos(90 degrees)
 
 
 class Preferences:
     """The recipe's pairs, and what must be said about them."""
 
     def __init__(self, recipe: config.DpoRecipe) -> None:
-        known = [*PAIRED_LOSSES, *UNPAIRED_LOSSES]
-        if recipe.loss.kind not in known:
-            near = did_you_mean(recipe.loss.kind, known)
-            raise ConfigError(f"unknown loss {recipe.loss.kind!r} (loss.kind).{near} Known: {', '.join(known)}")
+        check_loss(recipe.loss)
         self.recipe = recipe
         self.single = recipe.loss.kind in UNPAIRED_LOSSES
         self.notes: list[str] = []
+        self.trained_on: set[str] = set()  # turn ids of prompts that come from elsewhere
         self.source = None if recipe.store is None else _same_objectives(recipe, Path(recipe.store.run))
 
     @property
@@ -56,9 +59,27 @@ class Preferences:
             if path.is_file():
                 found[f"pairs {name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.source is not None:
-            shards = "".join(shard.sha256 for shard in self.source.all_shards("scores"))
+            shards = "".join(shard.sha256 for stage in self._stages() for shard in self.source.shards(stage))
             found["samples of the other run"] = hashlib.sha256(shards.encode()).hexdigest()
         return found
+
+    def check(self, plan: Plan) -> None:
+        """Raises RunError where the other run is not finished, or was scored by another reward model."""
+        if self.source is None:
+            return
+        run, state = self.source.path, self.source.status().get("state")
+        if state != "done":
+            raise RunError(
+                f"{run} is {state or 'not begun'}, expected done (store.run): finish it, or name another run"
+            )
+        file = run / "inputs.json"
+        theirs = (durable.parse_json(file.read_bytes()) if file.is_file() else None) or {}
+        there, here = theirs.get("reward model"), plan.inputs()["reward model"]
+        if there != here:
+            raise RunError(
+                f"{run} was scored by the reward model {there or '(unknown)'}, the recipe's is {here} (rewards): rewards of two "
+                "models are not on one scale. Give the same rewards, or name another run (store.run)"
+            )
 
     def calibrate(self, store: RunStore) -> None:
         """Take the other run's calibration over, so that its rewards weigh here as they did there."""
@@ -88,15 +109,36 @@ class Preferences:
         codec: Codec,
         standardiser: Standardiser,
     ) -> Samples:
-        found = extremes(scored, directions, standardiser)
-        make = judged_from if self.single else pairs_from
-        kept: Samples = make(found, codec, gap=self.recipe.gap)
+        recipe = self.recipe
+        found = self._extremes(list(scored), directions, standardiser)
+        said = codec if recipe.directions.said else None
+        make = judged_from if self.single else joint_pairs_from if recipe.loss.kind == "jpo" else pairs_from
+        kept: Samples = make(found, said, gap=recipe.gap)
         if not kept:
             raise DataError(
                 f"no pair is left: of {len(found)} rankings none has two answers with different rewards, at least "
-                f"{self.recipe.gap:g} apart (gap): raise samples, or lower gap"
+                f"{recipe.gap:g} apart (gap): raise samples, or lower gap. {' '.join(self.notes)}".rstrip()
             )
         return kept
+
+    def _extremes(
+        self, scored: Sequence[Scored], directions: Mapping[str, Sequence[Direction]], standardiser: Standardiser
+    ) -> list[Extremes]:
+        """As each direction ranks them; MODPO's pairs as the one objective that they are learned for, in the sense wanted."""
+        recipe = self.recipe
+        if recipe.loss.kind != "modpo":
+            return extremes(scored, directions, standardiser)
+        names = list(recipe.rewards.objectives)
+        k = names.index(str(recipe.loss.learned))
+        out: list[Extremes] = []
+        for sign in (1.0, -1.0):
+            alike = {prompt: [v for v in several if v[k] * sign > _ZERO] for prompt, several in directions.items()}
+            alone = tuple(sign if i == k else 0.0 for i in range(len(names)))
+            out += extremes(scored, alike, standardiser, ranked_by=alone)
+        silent = sum(abs(v[k]) <= _ZERO for several in directions.values() for v in set(several))
+        if silent:
+            self.notes.append(f"{silent} directions give {names[k]} (loss.learned) no weight: they made no pair.")
+        return out
 
     def _of_people(self, splits: Splits) -> Samples:
         """Judgements about prompts that are held out for evaluation are left out."""
@@ -108,7 +150,8 @@ class Preferences:
             found = load_comparisons(data.path, data.split, data.limit, **options)
             usable = [one for one in found.rows if turn_id(one.prompt) not in held]
             dropped += len(found.rows) - len(usable)
-            rows += usable
+            rows += self._without_marks(usable)
+        self.trained_on = {turn_id(one.prompt) for one in rows}
         ties = sum(one.winner == "tie" for one in rows)
         self.notes = [
             f"{len(rows) - ties} judged pairs; {ties} ties and {dropped} about held-out prompts were left out."
@@ -118,18 +161,44 @@ class Preferences:
             raise DataError(f"no pair is left of {', '.join(self.recipe.pairs or {})} (pairs): {self.notes[0]}")
         return kept
 
-    def _of_run(self, plan: Plan, standardiser: Standardiser) -> Samples:
+    def _without_marks(self, rows: Sequence[Comparison]) -> list[Comparison]:
+        """System turns of the data sanitised where they would open the prompt: `data.chat` takes them for a codec's there."""
+        bare = [one for one in rows if not one.profile and any(m.role == "system" for m in one.prompt.messages)]
+        if not bare:
+            return list(rows)
+        policy = self.recipe.policy
+        tokenizer = load_tokenizer(policy.initial, policy.trust_remote_code)
+        clean = {
+            id(one): without_marks(
+                Example(id=one.prompt.id, messages=one.prompt.messages, response=one.a), tokenizer
+            ).messages
+            for one in bare
+        }
+        return [
+            replace(one, prompt=replace(one.prompt, messages=clean[id(one)])) if id(one) in clean else one
+            for one in rows
+        ]
+
+    def _stages(self) -> list[str]:
+        """The other run's scored iterations that are used."""
         assert self.source is not None
         assert self.recipe.store is not None
         wanted = self.recipe.store.iterations
         stages = dict.fromkeys(shard.stage for shard in self.source.all_shards("scores"))
-        stages = {s: None for s in stages if s.startswith("iterations/")}
-        if wanted is not None:
-            stages = {stage: None for stage in stages if int(stage.split("=")[1].split("/")[0]) in wanted}
+        return [
+            stage
+            for stage in stages
+            if stage.startswith("iterations/") and (wanted is None or int(stage.split("=")[1].split("/")[0]) in wanted)
+        ]
+
+    def _of_run(self, plan: Plan, standardiser: Standardiser) -> Samples:
+        assert self.source is not None
+        assert self.recipe.store is not None
+        wanted = self.recipe.store.iterations
         held = {turn_id(prompt) for prompt in (*plan.splits.evaluation, *plan.splits.left_out)}
         scored = [
             one
-            for stage in stages
+            for stage in self._stages()
             for one in self.source.read(stage, Scored)
             if turn_id(one.completion.query.prompt) not in held
         ]
@@ -139,6 +208,7 @@ class Preferences:
                 f"{self.recipe.store.run} holds no scored samples of the iterations {wanted or 'that it made'} for prompts that "
                 "are not held out here (store.run, store.iterations)"
             )
+        self.trained_on = {turn_id(prompt) for prompt in prompts}
         queries = ask(prompts, plan.cone, plan.codec, self.recipe.directions, iteration=1, seed=self.recipe.seed)
         self.notes = [f"{len(scored)} samples of {len(prompts)} prompts come from {self.source.path.name}."]
         return self._ranked(scored, asked_under(queries), plan.codec, standardiser)

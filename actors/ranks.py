@@ -5,42 +5,54 @@
         ranks.save()
         ranks.publish("checkpoints/t=1", full=False, cases=probe)
 
-Every rank gets every call, and answers within a deadline. Where one dies, the others wait for it within a collective: the
-whole group is started anew from its last state, and the updates since then are made again from the same batches, so they come
-out the same. State is written by all ranks into a temporary folder, which the driver renames once it is complete.
+Every rank gets every call, and answers within a deadline. Where one dies, the others wait for it within a collective, or fail
+with whatever their backend makes of a closed connection, maybe before Ray knows of the death. Either way the whole group is
+started anew from its last state, and the updates since then are made again from the same batches, so they come out the same.
+State is written by all ranks into a temporary folder, which the driver renames once it is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from actors.learner import COLLECTIVE_TIMEOUT_S, environment
 from actors.weights import write_probe
 from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ResourceError, RhumblineError, TrainingError, UserError
-from rhumbline.learning.trajectories import Trajectory
+from rhumbline.learning.trajectories import Trajectory, write
 
 STATE = "ranks.json"
 SETUP_DEADLINE_S = 900.0
+PATIENCE_S = 30.0  # for the news of a rank's death, after another one has failed
 
 
 class _LateError(ResourceError):
     """A call outlived its deadline."""
 
 
-_LOST = (RayActorError, _LateError)
+_LOST = (RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError, WorkerCrashedError, _LateError)
 
 
 class Rank:
@@ -104,20 +116,32 @@ class Ranks:
         batch_of: Callable[[int], Sequence[Trajectory]],
         states: str | Path,
         deadline_s: float,
+        failed_batch: str | Path | None = None,
         on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None,
     ) -> None:
         """`arguments` are those of `OnlineLearner`, without learner, rank and world_size; `batch_of(step)` gives a step's
-        trajectories, the same whenever it is asked; `states` is where states are kept.
+        trajectories, the same whenever it is asked; `states` is where states are kept; failed_batch: where a batch is written
+        that an update failed on.
         """
         self.arguments, self.learner, self.states = {**arguments, "learner": learner}, learner, Path(states).resolve()
         self.batch_of, self.deadline_s, self.on_event = batch_of, deadline_s, on_event
+        self.failed_batch = failed_batch
         self.at = 0  # the step that the weights are of
         self.metrics: dict[str, float] = {}  # of that step
         self._actors: list[Any] = []
         self._failures = 0
 
     def __enter__(self) -> Self:
-        self._start()
+        try:
+            try:
+                self._start()
+            except _LateError:
+                raise  # the first time it is the cluster that has no room for them: to wait for it again does not help
+            except _LOST as e:
+                self._again(e, "setup")
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -129,21 +153,22 @@ class Ranks:
         """Process ids, by rank."""
         return list(self._all("pid", deadline_s=60.0))
 
-    def update(self, step: int, meanwhile: Callable[[], None] | None = None) -> dict[str, float]:
+    def update(self, step: int, meanwhile: Callable[[], object] | None = None) -> dict[str, float]:
         """Make step `step`, and those before it that a new group has lost; `meanwhile` runs here while the ranks work.
 
-        Raises what a rank raised, and TrainingError where the group has died more than learner.max_failures times.
+        Raises what a rank raised, and TrainingError where the group was lost more than learner.max_failures times.
         """
         while self.at < step:
+            batch = list(self.batch_of(self.at + 1))
             try:
-                refs = self._send("update", self.at + 1, ray.put(list(self.batch_of(self.at + 1))))
+                refs = self._send("update", self.at + 1, ray.put(batch))
                 if self.at + 1 == step and meanwhile is not None:
                     work, meanwhile = meanwhile, None  # once, whatever happens to the ranks
                     work()
-                self.metrics = self._receive(refs, "update", self.deadline_s)[0]
+                self.metrics = self._learned(refs, batch)
                 self.at += 1
             except _LOST as e:
-                self._again(e)
+                self._again(e, "update")
         return self.metrics
 
     def save(self) -> None:
@@ -163,6 +188,20 @@ class Ranks:
             self._surely("publish", str(unfinished), full, list(cases))
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _learned(self, refs: list[Any], batch: Sequence[Trajectory]) -> dict[str, float]:
+        """Rank 0's metrics of an update. A batch that it failed on is written here: ranks may be on other machines."""
+        try:
+            metrics: dict[str, float] = self._receive(refs, "update", self.deadline_s)[0]
+        except TrainingError as e:
+            if self.failed_batch is None or not batch:
+                raise
+            try:
+                path = write(batch, self.failed_batch)
+            except OSError:  # the first error says more
+                raise e from None
+            raise TrainingError(f"{e}. The batch is in {path}") from e
+        return metrics
 
     def _found(self) -> list[Path]:
         return sorted(file.parent for file in self.states.glob(f"[0-9]*/{STATE}"))
@@ -190,7 +229,7 @@ class Ranks:
                 ray.kill(actor)
         self._actors = []
 
-    def _again(self, error: BaseException) -> None:
+    def _again(self, error: BaseException, method: str) -> None:
         """Start the group anew, as often as the recipe allows."""
         reason = (
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
@@ -199,13 +238,14 @@ class Ranks:
         self._end()
         if self._failures > self.learner.max_failures:
             raise TrainingError(
-                f"the learners died {self._failures} times (learner.max_failures is {self.learner.max_failures}), last: {reason}"
+                f"the learners died or were late {self._failures} times (learner.max_failures is "
+                f"{self.learner.max_failures}), last in {method}: {reason}"
             ) from error
-        self.on_event("replaced", {"role": "learner", "method": "update", "reason": reason})
+        self.on_event("replaced", {"role": "learner", "method": method, "reason": reason})
         try:
             self._start()
         except _LOST as e:
-            self._again(e)
+            self._again(e, "setup")
 
     def _surely(self, method: str, *args: Any) -> None:
         """Call all ranks; where one dies, with the group that is started for them, brought to the same step."""
@@ -215,7 +255,7 @@ class Ranks:
                 self._all(method, *args, deadline_s=self.deadline_s)
                 return
             except _LOST as e:
-                self._again(e)
+                self._again(e, method)
                 self.update(step)
 
     def _send(self, method: str, *args: Any) -> list[Any]:
@@ -225,22 +265,61 @@ class Ranks:
         return self._receive(self._send(method, *args), method, deadline_s)
 
     def _receive(self, refs: list[Any], method: str, deadline_s: float) -> list[Any]:
-        """The replies, in order. The first that fails is raised at once: the others may wait for it within a collective."""
-        pending = list(refs)
+        """The replies, in order. One that fails ends the wait: the others may wait for it within a collective."""
+        pending, until = list(refs), time.monotonic() + deadline_s
         try:
             while pending:
-                ready, pending = ray.wait(pending, num_returns=1, timeout=deadline_s)
+                ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, until - time.monotonic()))
                 if not ready:
-                    raise _LateError(f"{method} gave no answer within {deadline_s:g} s")
+                    raise _LateError(_late(method, deadline_s, self.learner))
                 ray.get(ready)
             return list(ray.get(refs))
-        except GetTimeoutError as e:
-            raise _LateError(str(e)) from None
         except RayTaskError as e:
-            cause = getattr(e, "cause", None)
-            if isinstance(cause, RhumblineError | UserError):
-                raise type(cause)(*cause.args) from e
-            raise
+            reason = culprit(e, _failures(pending, PATIENCE_S))
+            if reason is e:
+                raise
+            raise reason from e
+
+
+def culprit(error: BaseException, others: Iterable[BaseException]) -> BaseException:
+    """Which of the ranks' errors to raise: what a rank raised on purpose, and of anything else the death that it comes from.
+
+    `others` are waited for only as far as they are needed.
+    """
+    for one in itertools.chain([error], others):
+        if (ours := _ours(one)) is not None:
+            return ours
+        if isinstance(one, _LOST):
+            return one
+    return error
+
+
+def _ours(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None)
+    return type(cause)(*cause.args) if isinstance(cause, RhumblineError | UserError) else None
+
+
+def _failures(refs: list[Any], patience_s: float) -> Iterator[BaseException]:
+    """Errors of calls, as they come in."""
+    until = time.monotonic() + patience_s
+    while refs:
+        ready, refs = ray.wait(refs, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            return
+        try:
+            ray.get(ready)
+        except RayError as e:
+            yield e
+
+
+def _late(method: str, deadline_s: float, learner: config.Learner) -> str:
+    said = f"{method} gave no answer within {deadline_s:g} s"
+    if method in ("address", "setup"):
+        return (
+            f"the learners' {said}. Are {learner.num_workers} x {learner.num_cpus:g} CPUs and {learner.num_gpus:g} GPUs free on "
+            "the cluster (`ray status`)? See learner.num_workers, num_cpus and num_gpus"
+        )
+    return f"the learners' {said} (deadline_s): raise it, or make steps smaller"
 
 
 @contextlib.contextmanager

@@ -31,7 +31,17 @@ from typing import Any
 import yaml
 from ray import tune
 
-from actors.trial import Figures, job_module, job_of, records, run_trial, settle, told_on_the_way, trial_name
+from actors.trial import (
+    Figures,
+    check_records,
+    job_module,
+    job_of,
+    records,
+    run_trial,
+    settle,
+    told_on_the_way,
+    trial_name,
+)
 from cluster import placement
 from cluster.session import nodes
 from rhumbline import config, durable, lease
@@ -67,6 +77,7 @@ def search(
     searcher = _searcher(sweep)  # also whether Optuna is there
     folder = (lasting(runs) / sweep.name).resolve()
     same = _same(folder, sweep, resume)
+    check_records(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)
     owner = lease.take(folder)
     owner.start()

@@ -1,21 +1,28 @@
 """Soups: a policy per objective, mixed by weights for every direction of the grid, and evaluated as one policy.
 
-policies = objective_policies(recipe, runs, jobs)           # trained where they are not there yet
-with RunStore.create(...) as store, Crew(recipe, store, plan) as crew:
-    scored = taste(crew, plan, store, policies)             # one mixture per direction
+check_mixtures(recipe, plan)                                # every direction of the grid can be mixed
+missing = children(recipe)                                  # recipes of the policies that are still to be trained
+with RunStore.create(...) as store:
+    policies = objective_policies(recipe, missing, runs, jobs)
+    with Crew(recipe, store, plan) as crew:
+        scored = taste(crew, plan, store, policies)         # one mixture per direction
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from actors import learner
 from actors.crew import Crew
+from actors.dry_run import check
 from actors.trial import job_module, job_of
+from cluster.session import resources
 from rhumbline import config, durable
+from rhumbline.errors import ConfigError
+from rhumbline.learning.policy import fingerprint
 from rhumbline.learning.soups import interpolate, soup_weights
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
@@ -23,24 +30,71 @@ from rhumbline.records import Scored
 from rhumbline.store import RunStore
 
 
-def objective_policies(recipe: config.SoupRecipe, runs: Path, jobs: Path) -> dict[str, Path]:
-    """Objective -> folder of its policy. What the recipe does not name is trained by a run of its own, which is resumed."""
-    out: dict[str, Path] = {}
-    for name, objective in recipe.rewards.objectives.items():
-        if name in recipe.policies:
-            out[name] = Path(recipe.policies[name]).expanduser().resolve()
-            continue
+def check_mixtures(recipe: config.SoupRecipe, plan: Plan) -> None:
+    """Raises DirectionError for a direction of the grid that the soup has no weights for, ConfigError for a policy that is not
+    there: before anything is trained.
+    """
+    signs = [objective.sign for objective in recipe.rewards.objectives.values()]
+    for direction in plan.grid():
+        soup_weights(direction, signs, list(recipe.rewards.objectives))
+    for name, folder in recipe.policies.items():
+        if not any((_folder(folder) / file).is_file() for file in ("config.json", "adapter_model.safetensors")):
+            raise ConfigError(
+                f"policies.{name}: {folder} holds neither config.json nor adapter_model.safetensors, expected full weights or an "
+                "adapter of policy.initial"
+            )
+
+
+def hashes(recipe: config.SoupRecipe) -> dict[str, str]:
+    """Of the policies that the recipe names: a run that goes on must find the same."""
+    return {f"policies.{name}": fingerprint(_folder(folder)) for name, folder in recipe.policies.items()}
+
+
+def children(recipe: config.SoupRecipe) -> dict[str, tuple[config.OnlineRecipe, Plan]]:
+    """Objective -> the run that trains its policy, where the recipe names none: `train`'s recipe for that objective alone, on the
+    soup's own prompts, rewards, policy and seed, so that it holds out what the soup is evaluated on. Checked, not begun.
+
+    Raises ConfigError where `train` is no recipe of an online job.
+    """
+    missing = [name for name in recipe.rewards.objectives if name not in recipe.policies]
+    out: dict[str, tuple[config.OnlineRecipe, Plan]] = {}
+    for name in missing:
         assert recipe.train is not None
-        asked = Path(recipe.train)
-        fixed = {key: float(objective.sign) if key == name else 0.0 for key in recipe.rewards.objectives}
-        overrides = [f"name={recipe.name}-{name}", f"directions.fixed={json.dumps(fixed)}", "directions.said=false"]
-        raw = config.read(asked, overrides)
-        settings = config.validate(raw, str(asked), kind=config.JOBS[str(raw.get("job", "dpa"))])
+        raw = config.read(recipe.train)
+        kind = config.JOBS.get(str(raw.get("job", "dpa")))
+        if kind is None or not issubclass(kind, config.OnlineRecipe):
+            known = ", ".join(job for job, one in config.JOBS.items() if issubclass(one, config.OnlineRecipe))
+            raise ConfigError(
+                f"{recipe.train} is of jobs/{raw.get('job', 'dpa')}.py (its key job), and the policies of a soup are trained "
+                f"by {known} (train)"
+            )
+        own = recipe.model_dump(mode="json", include={"seed", "prompts", "policy", "rewards"})
+        sign = float(recipe.rewards.objectives[name].sign)
+        fixed = {key: sign if key == name else 0.0 for key in recipe.rewards.objectives}
+        directions = dict(raw.get("directions") or {}) | {"fixed": fixed, "said": False}
+        child = raw | own | {"name": f"{recipe.name}-{name}", "directions": directions}
+        settings = config.validate(child, recipe.train, kind=kind)
         assert isinstance(settings, config.OnlineRecipe)
+        plan = Plan.make(settings)
+        check(plan, resources())
+        out[name] = (settings, plan)
+    return out
+
+
+def objective_policies(
+    recipe: config.SoupRecipe, missing: Mapping[str, tuple[config.OnlineRecipe, Plan]], runs: Path, jobs: Path
+) -> dict[str, Path]:
+    """Objective -> folder of its policy. Those that are `missing` are trained by runs of their own, which are resumed."""
+    out: dict[str, Path] = {}
+    for name in recipe.rewards.objectives:
+        if name in recipe.policies:
+            out[name] = _folder(recipe.policies[name])
+            continue
+        settings, plan = missing[name]
         print(f"soup: the policy of {name}", flush=True)
-        job_module(jobs, job_of(settings)).run(
-            settings, Plan.make(settings), runs, True, asked=asked.read_text(encoding="utf-8")
-        )
+        asked = f"# {recipe.train} for {name} alone, with the prompts, rewards, policy and seed of {recipe.name}\n"
+        asked += Path(str(recipe.train)).read_text(encoding="utf-8")
+        job_module(jobs, job_of(settings)).run(settings, plan, runs, True, asked=asked)
         out[name] = (runs / settings.name / "checkpoints" / f"t={settings.steps}").resolve()
     return out
 
@@ -52,7 +106,7 @@ def taste(crew: Crew, plan: Plan, store: RunStore, policies: Mapping[str, Path])
     grid = plan.grid()
     asked = ask_all(plan.splits.evaluation, grid, plan.codec, iteration=0, seed=recipe.seed)
     for d, direction in enumerate(grid):
-        weights = dict(zip(policies, soup_weights(direction, signs, crew.names), strict=True))
+        weights = dict(zip(crew.names, soup_weights(direction, signs, crew.names), strict=True))
         _mix(crew, store, d + 1, policies, weights)
         queries = [
             dataclasses.replace(query, messages=tuple(query.prompt.messages))
@@ -70,10 +124,15 @@ def _mix(crew: Crew, store: RunStore, version: int, policies: Mapping[str, Path]
     if store.marked(mark) is not None:
         return
     out = store.checkpoint_dir(version)
+    shutil.rmtree(out, ignore_errors=True)  # of a session that was killed before it set the mark
     interpolate(crew.initial, policies, weights, out, crew.recipe.policy.trust_remote_code)
     learner.probe_again(out, trust_remote_code=crew.recipe.policy.trust_remote_code)
     durable.replace(out / "soup.json", (durable.to_json({"weights": dict(weights)}) + "\n").encode())
     store.mark(mark, {"checkpoint": f"checkpoints/t={version}", "weights": dict(weights)})
+
+
+def _folder(name: str) -> Path:
+    return Path(name).expanduser().resolve()
 
 
 def told(policies: Mapping[str, Path], grid: Sequence[Sequence[float]]) -> list[str]:

@@ -24,12 +24,14 @@ import numpy as np
 
 from actors.fitting import keep_steps, log_to
 from actors.learner import RESULT
-from rhumbline import durable
+from rhumbline import durable, steering
 from rhumbline.cards.resampling import Resamples
 from rhumbline.config import SftRecipe, dump
 from rhumbline.data.dialogues import conversation
+from rhumbline.data.prompts import turn_id
 from rhumbline.errors import ConfigError, ResourceError, TrainingError
 from rhumbline.learning.stages import HeldOut, Stage
+from rhumbline.records import Prompt
 
 RECIPE, CARD = "sft.yaml", "stage.json"
 WORK = ".training"  # within the job's folder; gone when all stages are done
@@ -246,8 +248,14 @@ def held_out_loss(stage: Stage, before_N: Nats, after_N: Nats, bootstrap: int) -
     }
 
 
-def publish(trained: Path, folder: Path, told: Mapping[str, Any], steps: Path) -> None:
-    """Make `trained` the stage's folder in one rename, with its figures and its steps in it."""
+def publish(
+    trained: Path, folder: Path, told: Mapping[str, Any], steps: Path, stage: Stage, policy: str | Path
+) -> None:
+    """Make `trained` the stage's folder in one rename, with its figures, its steps and the prompts that it was trained on, those
+    of the `policy` that it started from included: no later run may judge it by them.
+    """
+    seen = {turn_id(Prompt(id=one.id, messages=one.messages)) for one in stage.examples}
+    steering.write_trained_on(trained, seen | steering.read_trained_on(policy))
     keep_steps(steps, trained / "metrics.jsonl")
     durable.replace(trained / CARD, durable.to_json(told, indent=1).encode())
     trained.rename(folder)

@@ -55,7 +55,7 @@ def write(
     selected, machine = _selected(store), environment()
     stages = crew.stages()
     losses = [line["learn/loss"] for line in crew.metrics.read() if "learn/loss" in line]
-    said = recipe.directions.said
+    said = recipe.steered
     report = ReportInput(
         name=recipe.name,
         method=METHODS[next(job for job, kind in JOBS.items() if isinstance(recipe, kind))],
@@ -82,12 +82,19 @@ def write(
             **_told(recipe),
             "reward model": crew.reward_model.id,
         },
-        health=check_health(evaluations, initial=initial_json, selected=selected, losses=losses),
+        health=check_health(
+            evaluations,
+            initial=initial_json,
+            selected=selected,
+            losses=losses,
+            steps=curve,
+            kl_target=_target(recipe),
+        ),
         notes=(
             *notes,
             "Directions are said by the system prompt alone; no other words tell the policy what to do."
             if said
-            else "The policy was trained for one direction, which no prompt says.",
+            else "No prompt says a direction to this policy.",
         ),
         plots=[] if not curve else [learning(curve, _target(recipe))],
         versions={"python": machine["python"], **machine["versions"]},
@@ -102,18 +109,20 @@ def write(
 def figures(recipe: Run, calibration: Calibration, evaluated: Evaluated) -> dict[str, float]:
     """What a run came to, for whoever compares runs: means over the evaluated directions.
 
-    reward: v . r as it was optimised (standardised where the recipe standardises); kl: nats per answer; length: tokens;
-    hypervolume; objective/<name> in the objective's own units.
+    reward: v . r as it was optimised, standardised and scaled as the recipe says: under another direction it is another scalar;
+    kl: nats per answer, from the initial policy; length: tokens; hypervolume; objective/<name> in the objective's own units.
     """
     evaluation, names = evaluated[0], list(recipe.rewards.objectives)
     fixed = recipe.directions.fixed
     scale = calibration.standardiser() if recipe.rewards.standardise else Standardiser.identity(len(names))
+    simplex = isinstance(recipe, OnlineRecipe) and recipe.update().weights == "simplex"
     rewards = []
     for direction in evaluation.directions:
         v_K = direction.vector if direction.vector is not None else parse(fixed, names) if fixed is not None else None
         z_1K = scale([[direction.rewards[name].value for name in names]])
         if v_K is not None:
-            rewards.append(float(linear(z_1K, v_K)[0]))
+            length = sum(map(abs, v_K)) if simplex else 1.0
+            rewards.append(float(linear(z_1K, v_K)[0]) / length)
     shown = evaluation.directions
     kls = [direction.kl.value for direction in shown if direction.kl is not None]
     out = {
@@ -138,6 +147,8 @@ def _steering(plan: Plan) -> CardSteering:
 
 def _directions(plan: Plan) -> dict[str, Any]:
     settings, names = plan.recipe.directions, plan.cone.names
+    if not plan.recipe.steered and settings.fixed is None:
+        return {"direction in the prompt": "none"}
     if not settings.said and settings.fixed is not None:
         return {"direction, said in no prompt": directions.text(parse(settings.fixed, names), names)}
     return {
@@ -158,7 +169,7 @@ def _told(recipe: Run) -> dict[str, Any]:
     if isinstance(recipe, Recipe):
         return {"selection": recipe.selection.rule, "restart from": recipe.policy.restart_from}
     if isinstance(recipe, DpoRecipe):
-        return {"loss": recipe.loss.kind, "beta": recipe.loss.beta, "restart from": recipe.policy.restart_from}
+        return {"loss": recipe.loss.kind, "beta": recipe.loss.beta}
     if isinstance(recipe, OnlineRecipe):
         kl = recipe.update().kl
         target = "" if kl.target is None else f", target {kl.target:g} nats per answer"

@@ -4,9 +4,10 @@
     records(sweep, folder)                                              # every trial of the search, as plain data
 
     <sweep>/trials/t-0123456789/         the run's own directory: it goes on from there
-    <sweep>/trials/t-0123456789.json     point, overrides, figures, state (running, done, failed, stopped), reason
+    <sweep>/trials/t-0123456789.json     point, overrides, inputs, figures, state (running, done, failed, stopped), reason
 
 The name is a hash of the overrides, so a point that was finished is read back and one that was begun is resumed, whoever asks.
+What was finished with other inputs (prompts, reward model, policy: by their hashes) is not read back: the search stops.
 """
 
 from __future__ import annotations
@@ -47,12 +48,16 @@ def run_trial(
     on_evaluation: Report,
     prepare: Callable[[Run], Plan] | None = None,
 ) -> Figures:
-    """One trial, or what it came to before. The record says done or failed when this returns or raises."""
+    """One trial, or what it came to before. The record says done or failed when this returns or raises.
+
+    Raises ConfigError where it was finished with other inputs, and leaves its record as it is.
+    """
     overrides = sweep.trial_overrides(point)
     name = trial_name(overrides)
     path = folder / TRIALS / f"{name}.json"
     before = read_record(path)
     if before.get("state") == "done":
+        _same_inputs(before, (prepare or Plan.make)(sweep.trial(point, name)), path)
         return {key: float("nan") if value is None else float(value) for key, value in before["figures"].items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"point": point, "overrides": overrides, "figures": {}, "reason": "", "folder": name}
@@ -71,6 +76,7 @@ def run_trial(
         recipe = sweep.trial(point, name)
         job = job_module(jobs, job_of(recipe))
         plan = (prepare or _prepared)(recipe)
+        note("running", inputs=plan.inputs())
         _wait_for(folder / TRIALS / name)
         asked = "".join(f"# {line}\n" for line in overrides) + Path(sweep.recipe).read_text(encoding="utf-8")
         more = {"on_evaluation": evaluated} if told_on_the_way(job) else {}
@@ -82,6 +88,24 @@ def run_trial(
     figures = {str(key): float(value) for key, value in out.items()} if isinstance(out, Mapping) else {}
     note("done", figures=figures, seconds=time.monotonic() - began)
     return figures
+
+
+def check_records(sweep: SweepRecipe, folder: Path) -> None:
+    """Raises ConfigError where a finished trial had other inputs than it would have now: its figures are not comparable."""
+    for path in sorted((folder / TRIALS).glob("t-*.json")):
+        record = read_record(path)
+        if record.get("state") == "done" and record.get("inputs"):
+            _same_inputs(record, Plan.make(sweep.trial(record["point"], path.stem)), path)
+
+
+def _same_inputs(record: Mapping[str, Any], plan: Plan, path: Path) -> None:
+    known, now = record.get("inputs") or {}, plan.inputs()
+    other = [name for name, value in now.items() if known.get(name, value) != value]
+    if other:
+        raise ConfigError(
+            f"{path} was finished with {' and '.join(f'other {name}' for name in other)}: its figures cannot stand beside what "
+            "is new. Put them back, or choose another --name for the search"
+        )
 
 
 def job_module(jobs: Path, name: str) -> ModuleType:

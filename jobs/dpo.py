@@ -61,6 +61,7 @@ def run(recipe: DpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str) -> 
     from rhumbline.store import RunStore
 
     given = Preferences(recipe)
+    given.check(plan)
     inputs = {**plan.inputs(), **given.inputs()}
     with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store, Crew(recipe, store, plan) as crew:
         if recipe.evaluation.initial_policy:
@@ -73,13 +74,22 @@ def run(recipe: DpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str) -> 
             if given.elsewhere:
                 samples = given.samples(plan, first.standardiser)
             else:
-                codec = plan.codec if version is None else read(store.checkpoint_dir(version)).make_codec()
+                codec = plan.codec
+                if version is not None and recipe.steered:
+                    codec = read(store.checkpoint_dir(version)).make_codec()
                 queries = plan.queries(t, codec)
                 stage = f"iterations/t={t}"
                 answers = crew.sample(stage, queries, n=recipe.samples, sampling=recipe.sampling, version=version)
                 samples = given.ranked(answers.scored, queries, plan.codec, first.standardiser)
-            restart = "initial" if version is None else "previous"
-            crew.learn(t, samples, plan.codec, first.calibration, loss=recipe.loss, restart_from=restart)
+            crew.learn(
+                t,
+                samples,
+                plan.codec,
+                first.calibration,
+                loss=recipe.loss,
+                trained_on=given.trained_on,
+                restart_from="initial" if version is None else "previous",
+            )
             policies.append(crew.evaluate(t, first.calibration))
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
         notes = [*first.notes, *given.notes]

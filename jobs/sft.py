@@ -74,7 +74,7 @@ def run(recipe: SftRecipe, stages: list[Stage], out: Path, local: bool, command:
                 trained, result = train(stage, policy, work, which)
                 after = measure(stage, str(trained))
                 told = describe(recipe, stage, which, policy, before, after, result)
-                publish(trained, folder, told, steps_of(work, which))
+                publish(trained, folder, told, steps_of(work, which), stage, policy)
             policy = str(folder)
     print(card(out, recipe, command))
     clear(out)

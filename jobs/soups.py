@@ -52,21 +52,26 @@ def run(recipe: SoupRecipe, plan: Plan, runs: Path, resume: bool, asked: str) ->
     """The algorithm; returns what the mixtures came to (`actors.summary.figures`)."""
     from actors.crew import Crew
     from actors.first import first_policy
-    from actors.soups import objective_policies, taste, told
+    from actors.soups import check_mixtures, children, hashes, objective_policies, taste, told
     from actors.summary import figures, write
     from rhumbline.store import RunStore
 
-    policies = objective_policies(recipe, runs, HERE)  # runs of their own, before this one takes the cluster
-    inputs = plan.inputs()
-    with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store, Crew(recipe, store, plan) as crew:
-        if recipe.evaluation.initial_policy:
-            crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
-        first = first_policy(recipe, plan, store, crew)
-        soup = crew.judge("soup", taste(crew, plan, store, policies), first.calibration, t=0)
-        initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
-        notes = [*first.notes, *told(policies, plan.grid())]
-        print(f"report: {write(recipe, plan, store, crew, initial, [soup], notes)}")
-        return figures(recipe, first.calibration, soup)
+    check_mixtures(recipe, plan)
+    missing = children(recipe)
+    inputs = {**plan.inputs(), **hashes(recipe)}
+    with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store:
+        policies = objective_policies(
+            recipe, missing, runs, HERE
+        )  # runs of their own, before this one takes the cluster
+        with Crew(recipe, store, plan) as crew:
+            if recipe.evaluation.initial_policy:
+                crew.held_out(None)  # the initial policy answers before other weights are loaded; aggregated below
+            first = first_policy(recipe, plan, store, crew)
+            soup = crew.judge("soup", taste(crew, plan, store, policies), first.calibration, t=0)
+            initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
+            notes = [*first.notes, *told(policies, plan.grid())]
+            print(f"report: {write(recipe, plan, store, crew, initial, [soup], notes)}")
+            return figures(recipe, first.calibration, soup)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from rhumbline.codecs import Codec, SteerLM, conversation, in_front
 from rhumbline.data.comparisons import Comparison
 from rhumbline.queries import derive_seed
-from rhumbline.records import Example, Judged, Pair, Prompt, Selected
+from rhumbline.records import Example, Judged, Message, Pair, Prompt, Scored, Selected
 from rhumbline.selection import Extremes
 
 PERSON = "You answer this person."  # a paragraph of its own: `data.chat` sanitises what follows it
@@ -58,8 +58,11 @@ def from_ratings(rows: Iterable[tuple[Prompt, str, Sequence[float]]], codec: Ste
     return examples
 
 
-def pairs_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) -> list[Pair]:
-    """Best against worst for each direction, which is said in the prompt of both; what lies closer than `gap` is no pair."""
+def pairs_from(ranked: Iterable[Extremes], codec: Codec | None, *, gap: float = 0.0) -> list[Pair]:
+    """Best against worst for each direction, which is said in the prompt of both; what lies closer than `gap` is no pair.
+
+    codec: None where no prompt says a direction.
+    """
     pairs = []
     for index, one in enumerate(ranked):
         if one.gap <= 0 or one.gap < gap:
@@ -68,7 +71,7 @@ def pairs_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) ->
         pairs.append(
             Pair(
                 id=f"t{best.query.iteration}/{best.id}>{worst.id}#{index}",
-                messages=conversation(codec, one.direction, best.query.prompt.messages),
+                messages=_asked(one.best, codec, one.direction),
                 chosen=best.text,
                 rejected=worst.text,
                 chosen_complete=best.finish_reason == "stop",
@@ -80,8 +83,44 @@ def pairs_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) ->
     return pairs
 
 
-def judged_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) -> list[Judged]:
-    """What selection keeps as desirable and what it discards as undesirable, for each direction: food for KTO and BCO."""
+def joint_pairs_from(ranked: Sequence[Extremes], codec: Codec | None, *, gap: float = 0.0) -> list[Pair]:
+    """The best answer to one prompt against the worst one to another, where it is worth more: what JPO learns from.
+
+    The other prompt is the next one in order that is ranked for the same direction, after the last the first again. Values of
+    answers to different prompts are compared as they are, so they need rewards on one scale for all prompts, which ours have.
+    """
+    alike: dict[tuple[float, ...], list[Extremes]] = {}
+    for one in ranked:
+        alike.setdefault(one.direction, []).append(one)
+    pairs: list[Pair] = []
+    for group in alike.values():
+        for place, one in enumerate(group):
+            ahead = (*group[place + 1 :], *group[:place])
+            prompt_id = one.best.completion.query.prompt.id
+            other = next((two for two in ahead if two.worst.completion.query.prompt.id != prompt_id), None)
+            if other is None or one.best_value <= other.worst_value or one.best_value - other.worst_value < gap:
+                continue
+            best, worst = one.best.completion, other.worst.completion
+            pairs.append(
+                Pair(
+                    id=f"t{best.query.iteration}/{best.id}>{worst.id}#{len(pairs)}",
+                    messages=_asked(one.best, codec, one.direction),
+                    chosen=best.text,
+                    rejected=worst.text,
+                    chosen_complete=best.finish_reason == "stop",
+                    rejected_complete=worst.finish_reason == "stop",
+                    direction=one.direction,
+                    rejected_messages=_asked(other.worst, codec, one.direction),
+                )
+            )
+    return pairs
+
+
+def judged_from(ranked: Iterable[Extremes], codec: Codec | None, *, gap: float = 0.0) -> list[Judged]:
+    """What selection keeps as desirable and what it discards as undesirable, for each direction: food for KTO and BCO.
+
+    Answers that are worth as much as the best one are neither.
+    """
     judged = []
     for index, one in enumerate(ranked):
         if one.gap <= 0 or one.gap < gap:
@@ -92,7 +131,7 @@ def judged_from(ranked: Iterable[Extremes], codec: Codec, *, gap: float = 0.0) -
                 Judged(
                     id=f"t{completion.query.iteration}/{completion.id}#{index}",
                     prompt_id=completion.query.prompt.id,
-                    messages=conversation(codec, one.direction, completion.query.prompt.messages),
+                    messages=_asked(answer, codec, one.direction),
                     response=completion.text,
                     desirable=answer is one.best,
                     complete=completion.finish_reason == "stop",
@@ -111,27 +150,29 @@ def pairs_of_people(comparisons: Iterable[Comparison]) -> list[Pair]:
         if one.winner == "tie":
             continue
         better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
-        messages = one.prompt.messages
-        if one.profile:
-            told = "\n".join(f"{name}: {fact}" for name, fact in one.profile.items())
-            messages = in_front(f"{PERSON}\n\n{told}", messages)
-        pairs.append(Pair(id=f"{one.source}/{one.prompt.id}#{index}", messages=messages, chosen=better, rejected=worse))
+        name = f"{one.source}/{one.prompt.id}#{index}"
+        pairs.append(Pair(id=name, messages=_of_judge(one), chosen=better, rejected=worse))
     return pairs
 
 
 def judged_of_people(comparisons: Iterable[Comparison]) -> list[Judged]:
-    """Both answers of each pair: the winner desirable, the other not."""
-    return [
-        Judged(
-            id=f"{pair.id}/{'chosen' if desirable else 'rejected'}",
-            prompt_id=pair.id.split("/")[-1].split("#")[0],
-            messages=pair.messages,
-            response=text,
-            desirable=desirable,
-        )
-        for pair in pairs_of_people(comparisons)
-        for text, desirable in ((pair.chosen, True), (pair.rejected, False))
-    ]
+    """Both answers of each pair: the winner desirable, the other not. Ties say nothing here."""
+    judged = []
+    for index, one in enumerate(comparisons):
+        if one.winner == "tie":
+            continue
+        better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
+        for text, side in ((better, "chosen"), (worse, "rejected")):
+            judged.append(
+                Judged(
+                    id=f"{one.source}/{one.prompt.id}#{index}/{side}",
+                    prompt_id=one.prompt.id,
+                    messages=_of_judge(one),
+                    response=text,
+                    desirable=side == "chosen",
+                )
+            )
+    return judged
 
 
 def with_replay(examples: Sequence[Example], earlier: Sequence[Example], fraction: float, seed: int) -> list[Example]:
@@ -144,3 +185,17 @@ def with_replay(examples: Sequence[Example], earlier: Sequence[Example], fractio
     picked = rng.permutation(len(earlier))[: min(wanted, len(earlier))]
     mixed = [*examples, *(earlier[int(i)] for i in picked)]
     return [mixed[int(i)] for i in rng.permutation(len(mixed))]
+
+
+def _asked(answer: Scored, codec: Codec | None, direction: Sequence[float]) -> tuple[Message, ...]:
+    """The prompt of an answer under a direction; as it is where none is said."""
+    messages = answer.completion.query.prompt.messages
+    return messages if codec is None else conversation(codec, direction, messages)
+
+
+def _of_judge(one: Comparison) -> tuple[Message, ...]:
+    """The prompt of a comparison under the profile of the one who judged."""
+    if not one.profile:
+        return one.prompt.messages
+    told = "\n".join(f"{name}: {fact}" for name, fact in one.profile.items())
+    return in_front(f"{PERSON}\n\n{told}", one.prompt.messages)

@@ -15,13 +15,14 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, Source, Style
+from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, parse, region, text
 from rhumbline.errors import CodecError, ConfigError, DataError, HubError
 from rhumbline.learning import embedded
+from rhumbline.losses import check_loss
 from rhumbline.queries import ask, batch_of, said_in
 from rhumbline.records import Query
 from rhumbline.rewards.model import RewardModel
@@ -78,8 +79,10 @@ class Plan:
                 raise
             empty = Splits(d1=(), d2=(), evaluation=(), left_out=())
             return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), unknown=str(e))
-        adapter = _adapter(recipe)
-        trained_on = frozenset[str]() if adapter is None else steering.read_trained_on(adapter)
+        started_from = [_adapter(recipe), Path(recipe.policy.initial).expanduser()]
+        if isinstance(recipe, SoupRecipe):
+            started_from += [Path(folder).expanduser() for folder in recipe.policies.values()]
+        trained_on = frozenset[str]().union(*(steering.read_trained_on(f) for f in started_from if f is not None))
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed, trained_on)
         if isinstance(recipe, OnlineRecipe) and recipe.prompts_per_step > len(splits.train):
             raise DataError(
@@ -129,7 +132,7 @@ class Plan:
         limit = "of the model" if asked_for is None else "(generator.engine.max_model_len)"
         context = context if asked_for is None else int(asked_for)
         longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
-        direction = tuple(self.cone.grid(2)[-1].tolist())
+        direction = self.grid()[-1] if self.recipe.directions.said else None
         wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
         for prompt in (*self.splits.train, *self.splits.evaluation):
             asked = conversation(self.codec, direction, said_in(wordiest, prompt.messages))
@@ -192,7 +195,7 @@ class Plan:
             out.append(f"prompts     not counted: {self.unknown}")
         else:
             out += self._counts()
-        if recipe.directions.said:
+        if recipe.steered or isinstance(recipe, SoupRecipe):
             out += ["", "evaluated on " + "; ".join(self._said(v) for v in self.grid())]
         for number, sample in enumerate(rendered, 1):
             out += ["", f"training sample {number} (what carries the loss stands in brackets)", sample]
@@ -219,9 +222,11 @@ def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     dry_run: a reward model that is not on this machine is left to the cluster. Raises the UserError of what does not fit.
     """
     names = list(recipe.rewards.objectives)
+    if isinstance(recipe, DpoRecipe):
+        check_loss(recipe.loss)
     cone = region(recipe.directions, names)
     codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
-    if not recipe.directions.said:
+    if not recipe.steered:
         check_first(recipe, codec, dry_run=dry_run)
         return cone, codec
     for direction_K in cone.grid(9):  # a codec that cannot say the region fails here, not after an hour
@@ -265,6 +270,8 @@ def _elsewhere(source: Source) -> bool:
 
 
 def _grid(recipe: Run, cone: Cone) -> list[tuple[float, ...]]:
+    if recipe.directions.fixed is not None:  # the one direction that is trained
+        return [parse(recipe.directions.fixed, cone.names)]
     if recipe.evaluation.angles_deg is not None:
         return [from_angle_deg(a) for a in recipe.evaluation.angles_deg]
     return [tuple(v_K.tolist()) for v_K in cone.grid(recipe.evaluation.grid)]
@@ -312,6 +319,7 @@ def _sizes(recipe: Run, splits: Splits, labelled: Sequence[Rated]) -> list[Size]
     if isinstance(recipe, OnlineRecipe):
         out.append(size(f"{recipe.steps} steps", recipe.steps * recipe.prompts_per_step, each, recipe.samples, longest))
         policies = 1 + (recipe.steps - 1) // recipe.evaluate_every if recipe.evaluate_every else 1
+        policies += recipe.initial.strategy != "none"  # the policy of t=0 too
     else:
         iterations = recipe.iterations if isinstance(recipe, Recipe | DpoRecipe) else 0
         if isinstance(recipe, DpoRecipe) and (recipe.pairs is not None or recipe.store is not None):
@@ -321,7 +329,7 @@ def _sizes(recipe: Run, splits: Splits, labelled: Sequence[Rated]) -> list[Size]
         policies = iterations + 1
     evaluation = recipe.evaluation
     grid = len(evaluation.angles_deg) if evaluation.angles_deg is not None else evaluation.grid
-    if not recipe.directions.said:
+    if not recipe.steered and not isinstance(recipe, SoupRecipe):
         grid = 1
     held = len(splits.evaluation)
     if evaluation.initial_policy:

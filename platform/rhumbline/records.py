@@ -106,7 +106,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two answers to one prompt, the first better than the second: what DPO and its kin learn from."""
+    """Two answers, the first better than the second: what DPO and its kin learn from. To one prompt, but for jpo's."""
 
     id: str
     messages: tuple[Message, ...]  # system prompt with the direction or the profile, then the turns
@@ -119,6 +119,9 @@ class Pair:
         float, ...
     ] = ()  # (K,) standardised rewards of the chosen answer less those of the other; empty: unknown
     direction: tuple[float, ...] | None = None  # (K,) for reports; the messages already say it
+    rejected_messages: tuple[Message, ...] | None = (
+        None  # jpo: the turns before `rejected`; None: the same as `messages`
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

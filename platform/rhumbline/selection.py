@@ -115,14 +115,20 @@ def pooled(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extremes:
-    """The samples of a prompt as one direction ranks them: the best, the worst, and all that are not the best."""
+    """The samples of a prompt as one direction ranks them: the best, the worst, and all that are worth less than the best."""
 
     direction: Direction
     best: Scored
     worst: Scored
-    others: tuple[Scored, ...]  # all but the best, in the order given
-    gap: float  # of v . z between best and worst
+    others: tuple[Scored, ...]  # all whose value is below the best one, in the order given
+    best_value: float  # v . z, by what ranked them
+    worst_value: float
     gaps: tuple[float, ...]  # (K,) standardised rewards of the best less those of the worst
+
+    @property
+    def gap(self) -> float:
+        """Of the values of best and worst."""
+        return self.best_value - self.worst_value
 
 
 def extremes(
@@ -130,10 +136,14 @@ def extremes(
     directions: Mapping[str, Sequence[Direction]],
     standardiser: Standardiser,
     scalarise: Scalarisation = linear,
+    *,
+    ranked_by: Direction | None = None,
 ) -> list[Extremes]:
     """Best and worst of all samples of a prompt for each of the prompt's `directions`, as `pooled` picks the best.
 
-    Prompts with one distinct sample have no pair and are left out, as are those of which all samples failed.
+    A direction that a prompt names twice counts once. ranked_by: what ranks the samples instead of the direction that they are
+    kept for, such as the one objective whose pairs MODPO learns. Prompts with one distinct sample have no pair and are left out,
+    as are those of which all samples failed.
     """
     pools: dict[str, list[Scored]] = {}
     for one in scored:
@@ -144,16 +154,17 @@ def extremes(
         if len(candidates) < 2:
             continue
         z_NK = _standardised(candidates, standardiser)
-        for direction in wanted:
-            value_N = scalarise(z_NK, np.asarray(direction, dtype=np.float64))
+        for direction in dict.fromkeys(tuple(float(v) for v in one) for one in wanted):
+            value_N = scalarise(z_NK, np.asarray(direction if ranked_by is None else ranked_by, dtype=np.float64))
             high, low = int(np.argmax(value_N)), int(np.argmin(value_N))
             out.append(
                 Extremes(
-                    direction=tuple(float(v) for v in direction),
+                    direction=direction,
                     best=candidates[high],
                     worst=candidates[low],
-                    others=tuple(one for i, one in enumerate(candidates) if i != high),
-                    gap=float(value_N[high] - value_N[low]),
+                    others=tuple(one for one, value in zip(candidates, value_N, strict=True) if value < value_N[high]),
+                    best_value=float(value_N[high]),
+                    worst_value=float(value_N[low]),
                     gaps=tuple((z_NK[high] - z_NK[low]).tolist()),
                 )
             )

@@ -44,6 +44,9 @@ FREE_KEYS = frozenset(
         "learner.max_failures",
         "learner.checkpoint_every",
         "scorer.num_gpus",
+        "deadline_s",
+        "save_every",
+        "keep_checkpoints",
     }
     | {
         f"{actor}.{key}"

@@ -17,8 +17,9 @@ from ray.tune.trainable import wrap_function
 
 from actors import search, trial
 from rhumbline import config
-from rhumbline.config import SweepRecipe, load_sweep
+from rhumbline.config import Run, SweepRecipe, load_sweep
 from rhumbline.errors import ConfigError, ResourceError, RunError, TrainingError
+from rhumbline.plan import Plan
 
 BASE = """
 job: ppo
@@ -75,7 +76,12 @@ def run(sweep: SweepRecipe, number: int, told: list[Any] | None = None) -> dict[
     folder = Path("sweep").absolute()
     heard = told if told is not None else []
     point = sweep.points()[number]
-    return trial.run_trial(sweep, point, folder, Path(), heard.append, prepare=lambda recipe: SimpleNamespace())  # type: ignore[return-value,arg-type]
+    return trial.run_trial(sweep, point, folder, Path(), heard.append, prepare=planned)
+
+
+def planned(recipe: Run, prompts: str = "1") -> Plan:
+    plan: Any = SimpleNamespace(inputs=lambda: {"prompts": prompts})
+    return plan
 
 
 def times(sweep: SweepRecipe, number: int) -> int:
@@ -105,6 +111,30 @@ def test_a_finished_trial_is_read_back_and_a_begun_one_goes_on(sweep: SweepRecip
     path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running"}))  # its process was killed
     assert run(sweep, 0) == first
     assert times(sweep, 0) == 2
+
+
+def test_what_was_finished_with_other_inputs_is_refused_and_kept(
+    sweep: SweepRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(sweep, 0)
+    (path,) = Path("sweep/trials").glob("*.json")
+    before = path.read_text()
+    assert json.loads(before)["inputs"] == {"prompts": "1"}
+    with pytest.raises(ConfigError, match=r"t-.*json was finished with other prompts"):
+        trial.run_trial(
+            sweep,
+            sweep.points()[0],
+            Path("sweep").absolute(),
+            Path(),
+            print,
+            prepare=lambda recipe: planned(recipe, "2"),
+        )
+    monkeypatch.setattr(trial.Plan, "make", planned)
+    trial.check_records(sweep, Path("sweep"))
+    monkeypatch.setattr(trial.Plan, "make", lambda recipe: planned(recipe, "2"))
+    with pytest.raises(ConfigError, match="other prompts"):
+        trial.check_records(sweep, Path("sweep"))
+    assert path.read_text() == before
 
 
 def test_a_failed_trial_says_why_and_is_tried_again(sweep: SweepRecipe) -> None:
@@ -277,7 +307,8 @@ def test_the_last_line_of_every_trial_is_a_report_also_of_a_finished_one(
     sweep: SweepRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, float]] = []
-    monkeypatch.setattr(trial, "_prepared", lambda recipe: SimpleNamespace())
+    monkeypatch.setattr(trial, "_prepared", planned)
+    monkeypatch.setattr(trial.Plan, "make", planned)
     monkeypatch.setattr(search.tune, "report", told.append)
     call = search._trainable(sweep, Path("sweep").absolute(), Path.cwd())
     monkeypatch.chdir("/")  # as Tune does: paths still start where the search was started
@@ -335,7 +366,7 @@ def test_optuna_suggests_points_and_takes_their_figures(sweep: SweepRecipe, algo
 
 
 def test_asha_needs_a_job_that_reports_on_the_way(sweep: SweepRecipe) -> None:
-    stopping = changed(["metrics={}", "metrics={reward: max}", "scheduler=asha"])
+    stopping = changed(["metrics={}", "metrics={reward: max}", "scheduler=asha", "overrides={evaluate_every: 1}"])
     with pytest.raises(ConfigError, match=r"jobs/ppo\.py reports none before its end"):
         search.search(stopping, Path("runs"), Path(), resume=False, asked="", have={"CPU": 4.0})
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.dpa_runs import recipe, run
+from tests.jobs import dpa_runs
+from tests.jobs.dpa_runs import run
 
 DPO: dict[str, Any] = {
     "job": "dpo",
@@ -19,6 +20,12 @@ DPO: dict[str, Any] = {
         "num_cpus": 1, "lr": 1.0e-3, "epochs": 1, "batch_size": 4, "dtype": "float32", "lora": {"r": 2, "alpha": 4},
     },
 }  # fmt: skip
+
+
+def recipe(folder: Path, **changes: Any) -> Path:
+    """A round of this job starts from the policy that it sampled; recipes of jobs/dpa.py choose."""
+    policy = {"initial": str(folder / "policy")}
+    return dpa_runs.recipe(folder, **{"policy": policy, **changes})
 
 
 def losses(home: Path) -> list[float]:

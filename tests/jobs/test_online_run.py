@@ -39,6 +39,11 @@ GRPO = {
 }
 
 
+def online(folder: Path, settings: dict[str, Any], **changes: Any) -> Path:
+    """A recipe: without `policy.restart_from`, which is of jobs/dpa.py."""
+    return recipe(folder, **{**settings, "policy": {"initial": str(folder / "policy")}, **changes})
+
+
 def told(runs: Path) -> list[dict[str, float]]:
     """Metrics of every step, but for what is a time."""
     marks = [json.loads((runs / "tiny" / f"iterations/t={t}/learn.json").read_text()) for t in range(1, STEPS + 1)]
@@ -53,7 +58,7 @@ def sampled(runs: Path, t: int) -> list[Completion]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(recipe, runs) of a PPO run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("ppo")
-    path = recipe(folder, **PPO)
+    path = online(folder, PPO)
     done = run(path, folder / "runs", job="ppo")
     assert done.returncode == 0, done.stdout + done.stderr
     return path, folder / "runs"
@@ -77,7 +82,9 @@ def test_a_ppo_run_leaves_what_the_contract_says(undisturbed: tuple[Path, Path])
     assert json.loads((home / "status.json").read_text())["state"] == "done"
     kept = sorted(folder.name for folder in (home / "checkpoints").iterdir())
     assert kept == [f"t={STEPS - 1}", f"t={STEPS}"]  # keep_checkpoints
-    assert [folder.name for folder in (home / "train" / "online").iterdir()] == [f"{STEPS:06d}"]
+    assert sorted(path.name for path in (home / "train" / "online").iterdir()) == [f"{STEPS:06d}", "probe.json"]
+    batches = [json.loads((home / f"iterations/t={t}/batch.json").read_text()) for t in range(1, STEPS + 1)]
+    assert batches == [{"samples": 8, "failed": 0}] * STEPS
     with (home / "report" / "data" / "learning.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(float(row["step"])) for row in rows] == [1, 2, 3, 4]
@@ -104,7 +111,7 @@ def test_every_step_is_sampled_by_the_version_before_it(undisturbed: tuple[Path,
 
 
 def test_grpo_for_one_unsaid_direction(tmp_path: Path) -> None:
-    done = run(recipe(tmp_path, **GRPO), tmp_path / "runs", job="grpo")
+    done = run(online(tmp_path, GRPO), tmp_path / "runs", job="grpo")
     assert done.returncode == 0, done.stdout + done.stderr
     home = tmp_path / "runs" / "tiny"
     assert not (home / f"checkpoints/t={STEPS}/steering.json").exists()  # no prompt steers it
@@ -123,7 +130,7 @@ def test_a_recipe_of_another_job_is_refused(undisturbed: tuple[Path, Path], tmp_
 
 @pytest.mark.slow
 def test_overlap_samples_one_version_behind(tmp_path: Path) -> None:
-    done = run(recipe(tmp_path, **PPO, overlap=True), tmp_path / "runs", job="ppo")
+    done = run(online(tmp_path, PPO, overlap=True), tmp_path / "runs", job="ppo")
     assert done.returncode == 0, done.stdout + done.stderr
     versions = [{one.policy_version for one in sampled(tmp_path / "runs", t)} for t in range(1, STEPS + 1)]
     assert versions == [{"initial"}, {"initial"}, {"t=1"}, {"t=2"}]
@@ -143,6 +150,37 @@ def test_a_killed_actor_changes_no_figure(undisturbed: tuple[Path, Path], tmp_pa
     assert told(tmp_path / "runs") == told(runs)
     events = [json.loads(line) for line in (tmp_path / "runs/tiny/events.jsonl").read_text().splitlines()]
     assert any(event["event"] == "replaced" for event in events)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_of_two_changes_no_figure(tmp_path: Path) -> None:
+    two = {**PPO, "learner": {**PPO["learner"], "num_workers": 2, "num_cpus": 0.5}}
+    path = online(tmp_path, two)
+    done = run(path, tmp_path / "undisturbed", job="ppo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with drive(path, tmp_path / "runs", job="ppo") as driver:
+        driver.until(lambda: (tmp_path / "runs/tiny/iterations/t=1/learn.json").is_file(), "step 1")
+        driver.kill("ray::Rank")
+        assert driver.end() == 0, driver.said()
+    assert told(tmp_path / "runs") == told(tmp_path / "undisturbed")
+    events = [json.loads(line) for line in (tmp_path / "runs/tiny/events.jsonl").read_text().splitlines()]
+    assert [event["role"] for event in events if event["event"] == "replaced"] == ["learner"]
+
+
+@pytest.mark.slow
+def test_a_step_that_was_learned_from_asks_for_nothing_that_was_given_up(tmp_path: Path) -> None:
+    path, home = online(tmp_path, PPO, shard_prompts=2), tmp_path / "runs" / "tiny"
+    with drive(path, tmp_path / "runs", job="ppo") as driver:
+        driver.until(lambda: (home / "train/online/000002/ranks.json").is_file(), "the state of step 2")
+        driver.process.kill()
+        driver.process.wait(60)
+    mark, first = home / "iterations/t=1/batch.json", home / "iterations/t=1/scores/shard-00000.parquet"
+    first.unlink()  # as if it had been quarantined: the ledger has none either, once it is found missing
+    before = json.loads(mark.read_text())
+    done = run(path, tmp_path / "runs", "--resume", job="ppo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not first.exists()
+    assert json.loads(mark.read_text()) == before
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from rhumbline.config import load_sft
 from rhumbline.learning import train
 from rhumbline.learning.policy import load_tokenizer, merge_adapter
 from rhumbline.learning.stages import HeldOut, Stage, identities, plan
+from rhumbline.steering import read_trained_on
 from tests.rhumbline.learning_fakes import tiny_policy
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,12 @@ def test_the_next_stage_starts_from_the_merged_weights(recipe: Path, trained: Pa
     rows = held_out.nats(stages_of(recipe)[1].held_out)
     before = sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows)
     assert cards(out)[1]["held_out"]["before"]["value"] == pytest.approx(before, rel=1e-4)
+
+
+def test_later_runs_are_told_what_a_stage_was_trained_on(trained: Path) -> None:
+    first, second = (read_trained_on(trained / stage) for stage in ("pre_sft", "sft"))
+    assert first
+    assert first < second
 
 
 def test_what_is_held_out_is_trained_on_in_no_stage(recipe: Path, tmp_path: Path) -> None:

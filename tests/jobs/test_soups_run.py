@@ -20,6 +20,7 @@ def test_a_soup_of_two_policies_is_evaluated_over_the_grid(tmp_path: Path) -> No
         job="soups",
         name="soup",
         iterations=None,
+        policy={"initial": str(tmp_path / "policy")},
         train=str(train),
         initial={"strategy": "none", "prompts": 3},
         directions={"angle_deg": [-90, 0], "codec": "dpa-float1"},

@@ -215,7 +215,33 @@ def test_only_jobs_with_runs_can_be_trials(sweep_file: Path) -> None:
 
 def test_asha_takes_one_figure(sweep_file: Path) -> None:
     sweep_file.write_text(SWEEP + "metrics: {hypervolume: max}\nscheduler: asha\n")
-    assert load_sweep(sweep_file).scheduler == "asha"
+    assert load_sweep(sweep_file, ["overrides.evaluate_every=1"]).scheduler == "asha"
+
+
+def test_asha_needs_figures_on_the_way_of_every_trial(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP + "metrics: {hypervolume: max}\nscheduler: asha\n")
+    assert "evaluate_every is 0" in refusal(sweep_file)
+    assert "evaluate_every is 0" in refusal(sweep_file, "space={}", "space={evaluate_every: {values: [2, 0]}}")
+
+
+def test_figures_are_those_that_trials_report(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP + "metrics: {objective/preference: max, length: min}\n")
+    assert list(load_sweep(sweep_file).metrics) == ["objective/preference", "length"]
+    sweep_file.write_text(SWEEP + "metrics: {objective/preferense: max}\n")
+    assert "no trial reports that figure. Did you mean 'objective/preference'?" in refusal(sweep_file)
+
+
+def test_kl_is_no_figure_of_trials_that_do_not_measure_it(sweep_file: Path) -> None:
+    assert "metrics names kl, and evaluation.kl is false" in refusal(sweep_file, "overrides={evaluation.kl: false}")
+    sweep_file.write_text(SWEEP + "metrics: {reward: max}\n")
+    load_sweep(sweep_file, ["overrides={evaluation.kl: false}"])
+
+
+def test_a_soup_that_trains_its_policies_is_no_trial(sweep_file: Path) -> None:
+    base = BASE.replace("job: ppo", "job: soups").replace("directions: {fixed: {preference: 0.5, absolute: 0.5}}", "")
+    (sweep_file.parents[1] / "base.yaml").write_text(base + "train: x.yaml\ninitial: {strategy: none}\n")
+    sweep_file.write_text("recipe: ../base.yaml\nspace: {evaluation.samples: {values: [1, 2]}}\n")
+    assert "train is x.yaml" in refusal(sweep_file)
 
 
 SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "recipes" / "sweeps").glob("*.yaml"))

@@ -92,6 +92,41 @@ def test_shrinking_front() -> None:
     assert "t=1: hypervolume fell below that of t=0" in messages(check_health([GOOD[0], worse]), "warning")
 
 
+def steps(count: int, **figures: list[float | None]) -> list[dict[str, Any]]:
+    """Metrics of `count` steps; the figures given are of the last ones."""
+    rows: list[dict[str, Any]] = [{"step": float(t), "learn/kl": 0.0} for t in range(1, count + 1)]
+    for name, values in figures.items():
+        for row, value in zip(rows[-len(values) :], values, strict=True):
+            row[f"learn/{name}"] = value
+    return rows
+
+
+def test_a_kl_that_ends_off_its_target() -> None:
+    # Twelve steps: the last three count. Means of 3.7 and 5.1 at a target of 6 are 38% and 15% off.
+    off = check_health([], steps=steps(12, kl=[99.0, 3.0, 4.0, 4.1]), kl_target=6.0)
+    assert "KL ended at 3.7 nats per answer, the target is 6: more steps, a shorter kl.horizon" in messages(
+        off, "warning"
+    )
+    assert check_health([], steps=steps(12, kl=[99.0, 5.0, 5.1, 5.2]), kl_target=6.0) == []
+    assert "KL ended at 9 nats" in messages(check_health([], steps=steps(1, kl=[9.0]), kl_target=6.0), "warning")
+    assert check_health([], steps=steps(12, kl=[3.0] * 4)) == []  # a fixed coefficient has no target
+    assert check_health([], kl_target=6.0) == []
+
+
+def test_objectives_that_are_the_same_for_all_answers() -> None:
+    late = check_health([], steps=steps(8, constant_objectives=[0.0, 1.0]))
+    assert "in 1 of the last 2 steps an objective was the same" in messages(late, "warning")
+    assert check_health([], steps=steps(8, constant_objectives=[2.0, 0.0, 0.0])) == []  # that was before
+    assert check_health([], steps=steps(8, constant_objectives=[None, 0.0])) == []
+
+
+def test_groups_that_teach_nothing() -> None:
+    # 9 of 16 groups in the last two steps; 8 are half, which is not more than half.
+    some = steps(8, constant_groups=[4.0, 5.0], groups=[8.0, 8.0])
+    assert "56% of the groups of the last 2 steps" in messages(check_health([], steps=some), "warning")
+    assert check_health([], steps=steps(8, constant_groups=[4.0, 4.0], groups=[8.0, 8.0])) == []
+
+
 def test_errors_come_first() -> None:
     same = GOOD[1] | {"neighbour_overlap": [0.95, 0.97, 1.0]}
     findings = check_health([GOOD[0], same], selected={"failed": 1, "candidates": 99}, losses=[float("nan")])

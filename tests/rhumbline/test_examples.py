@@ -1,5 +1,7 @@
 """Training samples: the direction that a response was kept for is the one that the model is asked with."""
 
+from dataclasses import replace
+
 import pytest
 
 from rhumbline.codecs import SteerLM, conversation, direction_of, make
@@ -7,6 +9,7 @@ from rhumbline.data.comparisons import Comparison
 from rhumbline.examples import (
     from_ratings,
     from_selected,
+    joint_pairs_from,
     judged_from,
     judged_of_people,
     pairs_from,
@@ -123,7 +126,26 @@ def test_replay_of_nothing_and_of_too_little() -> None:
 def ranked(gap: float = 1.0) -> Extremes:
     best, worst = selected().scored, selected(finish="length", style="").scored
     return Extremes(
-        direction=(0.8, -0.6), best=best, worst=worst, others=(worst,), gap=gap, gaps=(0.5 * gap, -0.5 * gap)
+        direction=(0.8, -0.6),
+        best=best,
+        worst=worst,
+        others=(worst,),
+        best_value=2.0 + gap,
+        worst_value=2.0,
+        gaps=(0.5 * gap, -0.5 * gap),
+    )
+
+
+def of_prompt(name: str, best: float, worst: float, direction: tuple[float, float] = (0.8, -0.6)) -> Extremes:
+    def answer(side: str) -> Scored:
+        scored = selected().scored
+        prompt = Prompt(id=name, messages=(Message(role="user", content=f"{name}?"),))
+        query = replace(scored.completion.query, prompt=prompt)
+        return replace(scored, completion=replace(scored.completion, query=query, text=f"{side} of {name}"))
+
+    good, bad = answer("best"), answer("worst")
+    return Extremes(
+        direction=direction, best=good, worst=bad, others=(bad,), best_value=best, worst_value=worst, gaps=(0.0, 0.0)
     )
 
 
@@ -138,6 +160,23 @@ def test_rankings_without_a_difference_are_no_pairs() -> None:
     assert pairs_from([ranked(gap=0.0)], CODEC) == []
     assert pairs_from([ranked(gap=0.4)], CODEC, gap=0.5) == []
     assert judged_from([ranked(gap=0.0)], CODEC) == []
+
+
+def test_joint_pairs_hold_the_best_of_one_prompt_against_the_worst_of_the_next() -> None:
+    rows = [of_prompt("p", 3.0, 1.0), of_prompt("q", 5.0, 4.0), of_prompt("p", 9.0, 0.0, (1.0, 0.0))]
+    # 3 of p against 4 of q: the worst of q is worth more, so no pair. 5 of q against 1 of p: one. Alone in its direction: none.
+    (pair,) = joint_pairs_from(rows, CODEC)
+    assert (pair.chosen, pair.rejected) == ("best of q", "worst of p")
+    assert pair.rejected_messages is not None
+    assert [messages[-1].content for messages in (pair.messages, pair.rejected_messages)] == ["q?", "p?"]
+    assert direction_of(pair.rejected_messages, CODEC) == pytest.approx((0.8, -0.6))
+    assert joint_pairs_from(rows, CODEC, gap=4.5) == []
+
+
+def test_without_a_codec_prompts_stay_as_they_are() -> None:
+    (pair,) = pairs_from([ranked()], None)
+    assert pair.messages == PROMPT.messages
+    assert [one.messages for one in judged_from([ranked()], None)] == [PROMPT.messages] * 2
 
 
 def test_what_selection_discards_is_undesirable() -> None:
@@ -158,4 +197,6 @@ def test_people_s_pairs_carry_the_profile_of_the_one_who_judged() -> None:
     assert theirs == "age: <|im_end|>"
     good, bad = judged_of_people([judged])
     assert (good.response, good.desirable, bad.response, bad.desirable) == ("two", True, "one", False)
-    assert good.prompt_id == bad.prompt_id
+    assert good.prompt_id == bad.prompt_id == "p1"
+    odd = replace(judged, prompt=replace(PROMPT, id="a/b#c"))
+    assert {one.prompt_id for one in judged_of_people([odd])} == {"a/b#c"}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rhumbline import config
-from rhumbline.learning.credit import Measured, credit
+from rhumbline.config.online import GrpoKl
+from rhumbline.learning.credit import Measured, credit, mean_kl
 from rhumbline.learning.trajectories import Trajectory
 
 KL_FREE = config.Kl(coefficient=0.0)
@@ -27,15 +28,12 @@ def answer(group: str, tokens: int, rewards: tuple[float, ...], **fields: Any) -
     return Trajectory(**base | fields)
 
 
-def measured(
-    logp: list[float], reference: list[float], values: list[float] | None = None, ends: Any = (0.0,)
-) -> Measured:
+def measured(logp: list[float], reference: list[float], values: list[float] | None = None) -> Measured:
     return Measured(
         logp_R=torch.tensor(logp),
         reference_logp_R=torch.tensor(reference),
         entropy_R=torch.zeros(len(logp)),
         values_R=torch.tensor(values or [0.0] * len(logp)),
-        end_values_N=torch.tensor(ends),
     )
 
 
@@ -51,13 +49,47 @@ def test_ppo_by_hand():
     assert told["learn/value_explained"] == pytest.approx(1 - (0.65625 / 0.40625) ** 2)
 
 
-def test_an_answer_that_was_cut_goes_on_with_the_value_of_where_it_stopped():
-    # Score 2, value 1 before the only token and 3 after it: d = 2 + 3 - 1 = 4 where it was cut, 2 - 1 = 1 where it ended.
+def test_an_answer_that_was_cut_ends_like_any_other():
+    # Score 2, value 1 before the only token: d = 2 - 1, and the value is to become 2, which it was given.
     settings = config.Ppo(whiten=False, kl=KL_FREE)
-    for truncated, expected in ((True, 4.0), (False, 1.0)):
-        one = answer("a", 1, (2.0,), truncated=truncated)
-        got, _ = credit([one], measured([-1.0], [-1.0], [1.0], [3.0]), settings, beta=0.0)
-        assert got.advantages_R.tolist() == [expected]
+    for truncated in (True, False):
+        got, _ = credit(
+            [answer("a", 1, (2.0,), truncated=truncated)], measured([-1.0], [-1.0], [1.0]), settings, beta=0.0
+        )
+        assert got.advantages_R.tolist() == [1.0]
+        assert got.returns_R.tolist() == [2.0]
+
+
+def test_values_of_answers_that_are_always_cut_settle_at_their_score():
+    # Values that become the returns, again and again: the last one is the score at once, those before it follow.
+    settings = config.Ppo(whiten=False, kl=KL_FREE, lam=0.5)
+    values = [0.0, 0.0, 0.0]
+    for _ in range(40):
+        got, _ = credit(
+            [answer("a", 3, (2.0,), truncated=True)], measured([-1.0] * 3, [-1.0] * 3, values), settings, 0.0
+        )
+        values = got.returns_R.tolist()
+    assert values == pytest.approx([2.0, 2.0, 2.0], abs=1e-6)
+
+
+def test_the_kl_of_another_version_s_answers_is_weighed_as_their_loss_is():
+    # k1 of 1, 2 and -1. The engine's version drew the first token twice as gladly as the policy does, the second four times
+    # less so: weights .5 and, capped, 2. The second answer's engine is unknown: weight 1. (.5 + 4 - 1) / 2 = 1.75.
+    p = math.log(0.25)
+    answers = [answer("a", 2, (0.0,), engine_logprobs=(math.log(0.5), math.log(0.0625))), answer("b", 1, (0.0,))]
+    seen = measured([p, p, p], [p - 1.0, p - 2.0, p + 1.0])
+    assert mean_kl(answers, seen, 2.0) == pytest.approx(1.75)
+    assert mean_kl(answers, seen, None) == pytest.approx(1.0)
+
+
+def test_the_weighed_kl_of_an_old_version_s_draws_is_the_policy_s_own():
+    # A vocabulary of three, each token as often as the old version draws it in four: sum old w k1 = KL(new || ref).
+    old, new, ref = [0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.4, 0.3, 0.3]
+    drawn = [0, 0, 1, 2]
+    answers = [answer(str(i), 1, (0.0,), engine_logprobs=(math.log(old[k]),)) for i, k in enumerate(drawn)]
+    seen = measured([math.log(new[k]) for k in drawn], [math.log(ref[k]) for k in drawn])
+    expected = sum(q * math.log(q / r) for q, r in zip(new, ref, strict=True))
+    assert mean_kl(answers, seen, 2.0) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_are_clipped_and_the_kl_is_charged_in_one_place():
@@ -70,7 +102,7 @@ def test_scores_are_clipped_and_the_kl_is_charged_in_one_place():
 
 def test_whitened_advantages_have_mean_0_and_returns_are_those_before():
     answers = [answer("a", 2, (2.0,)), answer("b", 1, (-1.0,))]
-    seen = measured([-1.0] * 3, [-1.0] * 3, ends=[0.0, 0.0])
+    seen = measured([-1.0] * 3, [-1.0] * 3)
     got, told = credit(answers, seen, config.Ppo(lam=1.0), beta=0.0)
     # 2, 2, -1: mean 1, unbiased variance 3.
     assert got.advantages_R.tolist() == pytest.approx([1 / math.sqrt(3)] * 2 + [-2 / math.sqrt(3)], abs=1e-6)
@@ -80,7 +112,7 @@ def test_whitened_advantages_have_mean_0_and_returns_are_those_before():
 
 def test_grpo_gives_every_token_the_advantage_of_its_answer():
     answers = [answer("a", 2, (3.0,)), answer("a", 1, (1.0,)), answer("b", 1, (5.0,)), answer("b", 1, (5.0,))]
-    seen = measured([-1.0] * 5, [-1.0] * 5, ends=[0.0] * 4)
+    seen = measured([-1.0] * 5, [-1.0] * 5)
     settings = config.Grpo(advantage="centred")
     got, told = credit(answers, seen, settings, beta=0.04)
     assert got.advantages_R.tolist() == [1.0, 1.0, -1.0, 0.0, 0.0]
@@ -90,8 +122,8 @@ def test_grpo_gives_every_token_the_advantage_of_its_answer():
 def test_the_kl_of_an_answer_is_taken_off_before_the_baseline():
     # Scores 3 and 1; log-ratios 1 + 1 and -1 at beta .5: 2 and 1.5. Leave one out: .5 and -.5.
     answers = [answer("a", 2, (3.0,)), answer("a", 1, (1.0,))]
-    seen = measured([-1.0, -1.0, -2.0], [-2.0, -2.0, -1.0], ends=[0.0, 0.0])
-    settings = config.Grpo(advantage="leave_one_out", kl=config.Kl(place="reward"))
+    seen = measured([-1.0, -1.0, -2.0], [-2.0, -2.0, -1.0])
+    settings = config.Grpo(advantage="leave_one_out", kl=GrpoKl(place="reward"))
     got, told = credit(answers, seen, settings, beta=0.5)
     assert got.advantages_R.tolist() == [0.5, 0.5, -0.5]
     assert told["learn/score_mean"] == 2.0
@@ -101,8 +133,9 @@ def test_each_objective_is_normalised_on_its_own():
     # Objective 0: 0 and 2, centred -1 and 1. Objective 1: 30 and 10, centred 10 and -10. v = (.6, .8).
     # standardised: std 1.41421 and 14.1421: -+.70711 and +-.70711; .6 * -.70711 + .8 * .70711 = .141421.
     answers = [answer("a", 1, (0.0, 30.0), direction=(3.0, 4.0)), answer("a", 1, (2.0, 10.0), direction=(3.0, 4.0))]
-    seen = measured([-1.0] * 2, [-1.0] * 2, ends=[0.0] * 2)
-    got, _ = credit(answers, seen, config.Grpo(per_objective=True), beta=0.0)
+    seen = measured([-1.0] * 2, [-1.0] * 2)
+    got, told = credit(answers, seen, config.Grpo(per_objective=True), beta=0.0)
+    assert (told["learn/groups"], told["learn/constant_groups/0"], told["learn/constant_groups/1"]) == (1.0, 0.0, 0.0)
     assert got.advantages_R.tolist() == pytest.approx([0.141421, -0.141421], abs=1e-4)
     summed, _ = credit(answers, seen, config.Grpo(), beta=0.0)
     assert summed.advantages_R.tolist() == pytest.approx([0.70711, -0.70711], abs=1e-4)  # the wide one rules
@@ -112,7 +145,7 @@ def test_each_objective_is_normalised_on_its_own():
 
 def test_tokens_without_the_engine_s_word_are_not_corrected():
     answers = [answer("a", 1, (0.0,), engine_logprobs=(-1.5,)), answer("a", 2, (1.0,))]
-    seen = measured([-1.0, -2.0, -3.0], [-1.0] * 3, ends=[0.0] * 2)
+    seen = measured([-1.0, -2.0, -3.0], [-1.0] * 3)
     got, told = credit(answers, seen, config.Grpo(importance_cap=1.2), beta=0.0)
     assert got.engine_logp_R.tolist() == [-1.5, -2.0, -3.0]
     assert told["learn/engine_gap"] == pytest.approx(math.exp(-1.0) - math.exp(-1.5))
@@ -122,7 +155,7 @@ def test_tokens_without_the_engine_s_word_are_not_corrected():
 
 def test_some_rows_of_what_is_credited():
     answers = [answer("a", 2, (3.0,)), answer("a", 1, (1.0,))]
-    got, _ = credit(answers, measured([-1.0, -2.0, -3.0], [0.0] * 3, ends=[0.0] * 2), config.Grpo(), beta=0.0)
+    got, _ = credit(answers, measured([-1.0, -2.0, -3.0], [0.0] * 3), config.Grpo(), beta=0.0)
     part = got.at(torch.tensor([2, 0]), torch.device("cpu"))
     assert part.old_logp_R.tolist() == [-3.0, -1.0]
     assert part.advantages_R.tolist() == [got.advantages_R[2], got.advantages_R[0]]

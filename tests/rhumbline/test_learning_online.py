@@ -15,12 +15,13 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from rhumbline import config
+from rhumbline.config.online import GrpoKl
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.online import OnlineLearner
 from rhumbline.learning.policy import load_policy
-from rhumbline.learning.trajectories import Trajectory, read
+from rhumbline.learning.trajectories import Trajectory, read, write
 from tests.fakes import tiny_policy
 from tests.rhumbline.learning_fakes import quick
 
@@ -90,7 +91,7 @@ CASES = [
     pytest.param(GRPO, LORA, id="grpo lora"),
     pytest.param(config.Grpo(per_objective=True, whiten=True), None, id="gdpo full"),
     pytest.param(
-        config.Grpo(advantage="leave_one_out", reduction="constant", kl=config.Kl(coefficient=0.1)),
+        config.Grpo(advantage="leave_one_out", reduction="constant", kl=GrpoKl(place="reward", coefficient=0.1)),
         LORA,
         id="rloo lora",
     ),
@@ -116,7 +117,7 @@ def test_the_update_does_not_depend_on_the_micro_batches(policy, settings, lora)
 
 @pytest.mark.parametrize(("settings", "lora"), CASES[:4:3])
 def test_what_was_saved_goes_on_as_if_nothing_had_happened(policy, tmp_path, settings, lora):
-    adaptive = config.Kl(place=settings.kl.place, controller="adaptive", coefficient=0.1, target=0.01, horizon=20)
+    adaptive = type(settings.kl)(controller="adaptive", coefficient=0.1, target=0.01, horizon=20)
     settings = settings.model_copy(update={"kl": adaptive})
     straight = made(policy, settings, learner={"lora": lora})
     for step in (1, 2):
@@ -265,8 +266,10 @@ def letters(tokens: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("settings", "lora"),
     [
-        pytest.param(config.Grpo(kl=config.Kl(place="loss", coefficient=0.001)), {"r": 8, "alpha": 32}, id="grpo"),
-        pytest.param(config.Grpo(advantage="leave_one_out", kl=config.Kl(coefficient=0.001)), None, id="rloo"),
+        pytest.param(config.Grpo(kl=GrpoKl(place="loss", coefficient=0.001)), {"r": 8, "alpha": 32}, id="grpo"),
+        pytest.param(
+            config.Grpo(advantage="leave_one_out", kl=GrpoKl(place="reward", coefficient=0.001)), None, id="rloo"
+        ),
         pytest.param(config.Ppo(kl=config.Kl(coefficient=0.001)), None, id="ppo"),
     ],
 )
@@ -301,6 +304,20 @@ def test_values_come_to_explain_returns(policy):
     assert told[0]["learn/value_explained"] == pytest.approx(0.0, abs=1e-6)  # values start at 0
     assert told[-1]["learn/value_explained"] > 0.5
     assert told[-1]["learn/value_loss"] < 0.5 * told[0]["learn/value_loss"]
+
+
+def test_values_of_answers_that_are_all_cut_settle_at_their_score(policy):
+    """Nothing but a constant score, and no answer that ended by itself: V is it, and does not run away."""
+    answers = [
+        trajectory(i, (2.0,), direction=(1.0,), response_ids=(7, 8, 9), truncated=True, prompt_ids=(9, 8))
+        for i in range(8)
+    ]
+    settings = config.Ppo(value_lr=0.05, value_coefficient=1.0, value_clip=None, kl=config.Kl(coefficient=0.0))
+    learner = made(policy, settings, learner={"lr": 1e-5, "max_grad_norm": 100.0}, total_steps=40)
+    for step in range(1, 31):
+        told = learner.update(step, answers)
+    assert learner._measure(answers).values_R.tolist() == pytest.approx([2.0] * 24, abs=0.3)
+    assert told["learn/value_loss"] < 0.05
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -341,7 +358,7 @@ def test_the_engine_s_mismatch_is_reported_and_corrected(policy):
     assert told["off"]["learn/engine_gap_max"] == pytest.approx(probabilities.max(), rel=1e-3)
     assert "learn/engine_gap" not in made(policy).update(1, plain)
     # Without a KL the gradient of the first optimiser step is halved by it, and is what it was without correction.
-    settings = config.Grpo(kl=config.Kl(place="loss", coefficient=0.0))
+    settings = config.Grpo(kl=GrpoKl(place="loss", coefficient=0.0))
     once = {"batch_size": 12, "epochs": 1}
     norms = [
         made(policy, s, learner=once).update(1, off)["learn/grad_norm"]
@@ -353,7 +370,7 @@ def test_the_engine_s_mismatch_is_reported_and_corrected(policy):
 def test_the_controller_follows_the_kl(policy):
     # A target of 1e-3 nats is soon passed; one of 1e9 never. 32 answers of a horizon of 64, errors of a fifth: 10% a step.
     for target, factor in ((1e-3, 1.1), (1e9, 0.9)):
-        kl = config.Kl(place="loss", controller="adaptive", coefficient=0.1, target=target, horizon=64)
+        kl = GrpoKl(controller="adaptive", coefficient=0.1, target=target, horizon=64)
         learner = made(policy, config.Grpo(kl=kl), learner={"lr": 1e-2})
         told = [learner.update(step, sampled(learner, 32, 8, step, letters)) for step in (1, 2, 3)]
         coefficients = [one["learn/kl_coefficient"] for one in told]
@@ -392,8 +409,8 @@ def test_what_is_published_is_the_live_policy(policy, tmp_path, settings, lora):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_learned_from_is_named(policy, tmp_path):
-    learner = made(policy, failed_batch=tmp_path / "failed.parquet")
+def test_what_cannot_be_learned_from_is_named(policy):
+    learner = made(policy)
     with pytest.raises(TrainingError, match=r"step 3: no answer to learn from"):
         learner.update(3, [])
     with pytest.raises(TrainingError, match=r"1 groups have one answer.*the first is p1/d0"):
@@ -408,18 +425,26 @@ def test_what_cannot_be_learned_from_is_named(policy, tmp_path):
             learner.update(1, [trajectory(0, **wrong), trajectory(1)])
 
 
-def test_a_reward_that_is_no_number_stops_and_leaves_the_batch(policy, tmp_path):
-    file = tmp_path / "train" / "failed.parquet"
-    learner = made(policy, failed_batch=file)
+def test_a_reward_that_is_no_number_stops(policy):
+    learner = made(policy)
     before, answers = weights(learner), [trajectory(0), trajectory(1, (float("nan"), 0.0))]
-    with pytest.raises(TrainingError, match=rf"step 5: answer p0/d0/s1 has the rewards \(nan.*The batch is in {file}"):
+    with pytest.raises(TrainingError, match=r"step 5: answer p0/d0/s1 has the rewards \(nan"):
         learner.update(5, answers)
-    assert repr(read(file)) == repr(answers)
     assert distance(before, weights(learner)) == 0.0
 
 
+def test_a_batch_that_is_written_is_read_back_and_no_part_of_it_is_left_by_a_failure(tmp_path, monkeypatch):
+    file = write(answers := [trajectory(0), trajectory(1, (float("nan"), 0.0))], tmp_path / "train" / "failed.parquet")
+    assert repr(read(file)) == repr(answers)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write(batch(), file)
+    assert [path.name for path in file.parent.iterdir()] == ["failed.parquet"]
+    assert repr(read(file)) == repr(answers)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_a_gradient_that_is_no_number_stops_and_leaves_the_batch(policy, tmp_path, monkeypatch, what):
+def test_a_loss_or_a_gradient_that_is_no_number_stops(policy, monkeypatch, what):
     from rhumbline.learning import online
 
     real = online.grpo
@@ -430,12 +455,10 @@ def test_a_loss_or_a_gradient_that_is_no_number_stops_and_leaves_the_batch(polic
         return loss + (math.inf if what == "loss" else (logp_R.sum() * 0).sqrt()), metrics
 
     monkeypatch.setattr(online, "grpo", broken)
-    file = tmp_path / "failed.parquet"
-    learner = made(policy, failed_batch=file)
+    learner = made(policy)
     before = weights(learner)
-    with pytest.raises(TrainingError, match=rf"step 1: the {what} of .*Lower learner\.lr.*The batch is in {file}"):
+    with pytest.raises(TrainingError, match=rf"step 1: the {what} of .*Lower learner\.lr"):
         learner.update(1, batch())
-    assert read(file) == batch()
     assert distance(before, weights(learner)) == 0.0
 
 
@@ -443,9 +466,13 @@ def test_settings_that_cannot_work_are_refused_at_once(policy):
     for settings, learner, message in (
         (GRPO, {"lora": {"dropout": 0.1}}, r"learner\.lora\.dropout"),
         (config.Grpo(reduction="constant"), {}, "max_tokens"),
-        (config.Grpo(per_objective=True, kl=config.Kl(place="reward")), {}, r"grpo\.kl\.place"),
         (
-            config.Grpo(kl=config.Kl(controller="adaptive", target=1.0, horizon=2)),
+            config.Grpo(per_objective=True).model_copy(update={"kl": GrpoKl(place="reward")}),
+            {},
+            r"grpo\.kl\.place",
+        ),
+        (
+            config.Grpo(kl=GrpoKl(controller="adaptive", target=1.0, horizon=2)),
             {},
             r"kl\.horizon is 2 answers, and a step has 12",
         ),

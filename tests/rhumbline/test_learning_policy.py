@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rhumbline import config
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning import lora
 from rhumbline.learning.policy import (
+    fingerprint,
     load_adapter,
     load_policy,
     load_tokenizer,
@@ -172,6 +173,43 @@ def test_an_adapter_of_another_policy_is_refused(tmp_path):
         load_adapter(load_policy(tmp_path / "other"), tmp_path / "adapter")
     with pytest.raises(TrainingError, match="holds no adapter_model"):
         load_adapter(load_policy(tmp_path / "base"), tmp_path)
+
+
+def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
+    base, other = tiny_policy(tmp_path / "base"), tiny_policy(tmp_path / "other", seed=1)
+    noisy_adapter(base, tmp_path / "adapter")
+    with pytest.raises(TrainingError, match=r"does not fit the policy .*other: it was trained on another base"):
+        load_adapter(load_policy(other), tmp_path / "adapter")
+    load_adapter(load_policy(tiny_policy(tmp_path / "copy")), tmp_path / "adapter")  # the same weights elsewhere
+    # Without the fingerprint, as peft saves it, nothing tells the two apart.
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt"})
+    load_adapter(load_policy(other), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("change", "says"), [("drop", "1 tensors are missing"), ("add", "1 tensors have no place")])
+def test_an_adapter_holds_what_the_policy_expects_and_nothing_else(tmp_path, change, says):
+    base = tiny_policy(tmp_path / "base")
+    stored = noisy_adapter(base, tmp_path / "adapter")
+    name = next(iter(stored))
+    if change == "drop":
+        del stored[name]
+    else:
+        stored[name.replace("layers.0", "layers.7").replace("layers.1", "layers.7")] = stored[name].clone()
+    save_file(stored, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=says):
+        load_adapter(load_policy(base), tmp_path / "adapter")
+
+
+def test_a_fingerprint_is_of_the_weights_and_not_of_who_wrote_them(tmp_path):
+    base = tiny_policy(tmp_path / "base")
+    before = fingerprint(base)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"transformers_version": "0"}))
+    assert fingerprint(base) == before == fingerprint(tiny_policy(tmp_path / "again"))
+    assert fingerprint(tiny_policy(tmp_path / "other", seed=1)) != before
+    (base / "config.json").write_text(json.dumps(settings | {"rope_theta": 1.0}))
+    assert fingerprint(base) != before
 
 
 # --- the fused LoRA ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
 from rhumbline.errors import ConfigError, DataError, TrainingError
 from rhumbline.learning.policy import load_policy, load_tokenizer
-from rhumbline.learning.preferences import fit_preferences
+from rhumbline.learning.preferences import balanced, fit_preferences
 from rhumbline.learning.train import fit
 from rhumbline.learning.units import encode_judged
 from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
@@ -48,6 +48,10 @@ def pair(index: int, chosen: str = "", rejected: str = "", **fields: Any) -> Pai
         "direction": (math.cos(angle), math.sin(angle)),
     }
     return Pair(**known | fields)
+
+
+def to_two_prompts(index: int, **fields: Any) -> Pair:
+    return pair(index, rejected_messages=(Message(role="user", content="x" * (3 + index)),), **fields)
 
 
 def judged(index: int, **fields: Any) -> Judged:
@@ -118,6 +122,8 @@ def padded_logps(folder: Path, encoded: list[Encoded], whole: bool = False) -> t
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "jpo", "modpo"])
 def test_the_loss_of_a_batch_of_pairs_is_that_of_an_independent_implementation(policy, tmp_path, kind):
     other, pairs = tiny_policy(tmp_path / "other", seed=1), [pair(i, weight=1 + i % 2) for i in range(7)]
+    if kind == "jpo":
+        pairs = [*pairs[:4], *(to_two_prompts(i, weight=1 + i % 2) for i in range(4, 7))]
     smoothing = 0.0 if kind == "ipo" else 0.1
     loss = loss_of(kind, beta=0.3, label_smoothing=smoothing)
     learner = quick(batch_size=7, epochs=1, micro_batch_tokens=100)
@@ -125,7 +131,11 @@ def test_the_loss_of_a_batch_of_pairs_is_that_of_an_independent_implementation(p
 
     tokenizer = load_tokenizer(policy)
     answers = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
-    sides = [[encode(p.messages, text, tokenizer) for p, text in zip(pairs, side, strict=True)] for side in answers]
+    asked = [[p.messages for p in pairs], [p.rejected_messages or p.messages for p in pairs]]
+    sides = [
+        [encode(*one, tokenizer) for one in zip(turns, texts, strict=True)]
+        for turns, texts in zip(asked, answers, strict=True)
+    ]
     ratios = [padded_logps(policy, side, kind == "jpo") - padded_logps(other, side, kind == "jpo") for side in sides]
     weights = torch.tensor([p.weight for p in pairs], dtype=torch.float64)
     if kind == "ipo":
@@ -237,6 +247,30 @@ def test_of_one_prompt_jpo_is_dpo(policy, tmp_path):
     logs = [train(policy, tmp_path / kind, data(kind, 8), loss_of(kind)) for kind in ("dpo", "jpo")]
     assert logs[0].of("loss") == pytest.approx(logs[1].of("loss"), rel=1e-3)
     assert logs[0].of("chosen_logp")[0] > logs[1].of("chosen_logp")[0] + 10  # of the prompts too
+
+
+def test_of_two_prompts_jpo_learns_these_too_and_the_others_nothing(policy, tmp_path):
+    pairs = [to_two_prompts(i) for i in range(8)]
+    alike = [pair(i) for i in range(8)]
+    jpo = train(policy, tmp_path / "jpo", pairs, loss_of("jpo"))
+    dpo = train(policy, tmp_path / "dpo", alike, loss_of("dpo"))
+    assert jpo.of("loss")[0] == pytest.approx(dpo.of("loss")[0], abs=1e-6)
+    assert jpo.of("loss")[-1] != pytest.approx(dpo.of("loss")[-1], rel=0.05)
+    with pytest.raises(DataError, match="its answers are to two prompts, of which only jpo learns"):
+        train(policy, tmp_path / "other", pairs, loss_of("dpo"))
+
+
+def test_both_classes_weigh_the_same_unless_they_are_given(policy, tmp_path):
+    units, _ = encode_judged([judged(i) for i in range(9)], load_tokenizer(policy), 512)
+    assert sum(unit.desirable for unit in units) == 3
+    even = balanced(loss_of("kto"), units)
+    assert (even.desirable_weight, even.undesirable_weight) == (1.5, 0.75)  # 9 / (2 * 3), 9 / (2 * 6)
+    given = balanced(loss_of("kto", undesirable_weight=0.5), units)
+    assert (given.desirable_weight, given.undesirable_weight) == (1.5, 0.5)
+    spoken = loss_of("bco", desirable_weight=1.5, undesirable_weight=0.75)
+    samples = [judged(i) for i in range(9)]
+    logs = [train(policy, tmp_path / str(i), samples, loss) for i, loss in enumerate((loss_of("bco"), spoken))]
+    assert logs[0].of("loss") == logs[1].of("loss")
 
 
 def test_modpo_of_one_objective_alone_is_dpo(policy, tmp_path):
@@ -385,7 +419,7 @@ def test_modpo_needs_gaps_a_direction_and_a_weight_for_what_it_learns(policy, tm
         ({"gaps": ()}, r"pair p0: modpo needs a reward gap .* got 0 gaps and 2 weights"),
         ({"direction": None}, "got 2 gaps and 0 weights"),
         ({"gaps": (0.0, math.nan)}, "a reward gap is no number"),
-        ({"direction": (0.0, 1.0)}, r"gives helpfulness.*the weight 0, expected more than 0"),
+        ({"direction": (0.0, 1.0)}, r"gives helpfulness.*the weight 0, expected another than 0"),
     ):
         with pytest.raises(DataError, match=match):
             train(policy, tmp_path / "out", [pair(0, **fields)], loss_of("modpo"))

@@ -116,8 +116,14 @@ def test_modpo_with_all_weight_on_the_pairs_is_dpo_and_the_objectives_may_stand_
     assert torch.allclose(there, moved)
 
 
+def test_modpo_of_an_unwanted_objective_divides_by_the_size_of_its_weight():
+    gaps_PK = torch.tensor([[math.nan, 2.0]], dtype=torch.float64)
+    beta, margin_P = modpo(gaps_PK, (-0.5, 0.25), learned=0, beta=0.5)
+    assert (beta, margin_P.tolist()) == (1.0, [1.0])  # 0.5 / 0.5, 0.25 * 2 / 0.5
+
+
 def test_modpo_needs_weight_on_its_pairs_and_a_gap_for_each_weight():
-    with pytest.raises(AssertionError, match=r"weight 0\.0, expected more than 0"):
+    with pytest.raises(AssertionError, match=r"weight 0\.0, expected another than 0"):
         modpo(torch.zeros(1, 2), (0.0, 1.0), learned=0)
     with pytest.raises(AssertionError, match=r"gaps \(1, 3\) for 2 weights"):
         modpo(torch.zeros(1, 3), (0.5, 0.5), learned=0)

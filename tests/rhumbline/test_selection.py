@@ -218,6 +218,19 @@ def test_extremes_are_best_and_worst_of_the_whole_pool_for_each_direction() -> N
     assert [one.completion.text for one in brief.others] == ["long", "bad"]
 
 
+def test_another_vector_may_rank_for_a_direction_that_stays() -> None:
+    pool = [scored("p", 0, 0, "long", (9.0, 8.0)), scored("p", 0, 1, "short", (6.0, 1.0))]
+    (found,) = extremes(pool, {"p": [(0.6, -0.8)]}, PLAIN, ranked_by=(1.0, 0.0))
+    assert (found.best.completion.text, found.direction) == ("long", (0.6, -0.8))
+    assert (found.best_value, found.worst_value, found.gap) == (9.0, 6.0, 3.0)
+
+
+def test_equal_directions_and_answers_as_good_as_the_best_count_once() -> None:
+    pool = [scored("p", 0, i, text, (r, 0.0)) for i, (text, r) in enumerate({"a": 5, "b": 5, "c": 2}.items())]
+    (found,) = extremes(pool, {"p": [(1.0, 0.0)] * 3}, PLAIN)
+    assert [one.completion.text for one in found.others] == ["c"]
+
+
 def test_a_prompt_with_one_distinct_answer_has_no_extremes() -> None:
     pool = [scored("p", 0, 0, "same", (1.0, 1.0)), scored("p", 0, 1, "same", (1.0, 1.0))]
     assert extremes(pool, {"p": [(1.0, 0.0)], "gone": [(1.0, 0.0)]}, PLAIN) == []

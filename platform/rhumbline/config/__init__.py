@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rhumbline.config.online import Grpo, GrpoRecipe, Kl, OnlineRecipe, Ppo, PpoRecipe, Update
+from rhumbline.config.online import Grpo, GrpoKl, GrpoRecipe, Kl, OnlineRecipe, Ppo, PpoRecipe, Update
 from rhumbline.config.preferences import DpoRecipe, PairFile, PreferenceLoss, SampleStore
 from rhumbline.config.reading import build, differences, dump, merge, read
 from rhumbline.config.run import Recipe, Run
@@ -67,6 +67,7 @@ __all__ = [
     "Evaluation",
     "Generator",
     "Grpo",
+    "GrpoKl",
     "GrpoRecipe",
     "Initial",
     "Kl",

@@ -31,6 +31,13 @@ class Kl(Section):
         return self
 
 
+class GrpoKl(Kl):
+    """GRPO's, in the loss unless the recipe says otherwise."""
+
+    place: Literal["reward", "loss"] = "loss"
+    coefficient: float = Field(0.04, ge=0)
+
+
 class Update(Section):
     """What PPO and GRPO share: the clipped policy loss. Ratios are clipped to [1 - clip_low, 1 + clip_high]."""
 
@@ -62,7 +69,16 @@ class Ppo(Update):
 class Grpo(Update):
     advantage: Literal["standardised", "centred", "leave_one_out"] = "standardised"
     per_objective: bool = False  # each objective on its own within the group, then the weighted sum (GDPO)
-    kl: Kl = Kl(place="loss", coefficient=0.04)
+    kl: GrpoKl = GrpoKl()
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> Grpo:
+        if self.per_objective and self.kl.place == "reward":
+            raise ValueError(
+                "grpo.per_objective has no one reward that the KL could be taken off: set grpo.kl.place to loss, or "
+                "grpo.per_objective to false"
+            )
+        return self
 
 
 class OnlineRecipe(Run):
@@ -84,6 +100,43 @@ class OnlineRecipe(Run):
         if self.initial.strategy == "steerlm":
             raise ValueError("initial.strategy steerlm asks for target values, online training for directions")
         return self
+
+    @model_validator(mode="after")
+    def _workable(self) -> OnlineRecipe:
+        settings = self.update()
+        section, answers = "ppo" if isinstance(settings, Ppo) else "grpo", self.answers_per_step
+        if self.policy.restart_from != "initial":
+            raise ValueError(
+                f"policy.restart_from is {self.policy.restart_from}, which is of jobs/dpa.py: online training goes on from "
+                "step to step. Leave it out; initial says where training starts"
+            )
+        if self.overlap and settings.importance_cap is None:
+            raise ValueError(
+                f"overlap samples from a policy that is one version behind, and {section}.importance_cap: null leaves that "
+                "uncorrected: give a cap (the default is 2), or overlap: false"
+            )
+        if self.learner.lora is None and self.generator.sync == "adapter":
+            raise ValueError(
+                "generator.sync is adapter, and learner.lora null: full weights are trained, so there is no adapter. Set "
+                "generator.sync to full, or give learner.lora"
+            )
+        if self.learner.lora is not None and self.learner.lora.dropout > 0:
+            raise ValueError(
+                f"learner.lora.dropout is {self.learner.lora.dropout:g}: online training compares the policy with what it "
+                "was, and with dropout it differs from itself. Set it to 0"
+            )
+        if settings.kl.controller == "adaptive" and answers >= 5 * settings.kl.horizon:
+            raise ValueError(
+                f"{section}.kl.horizon is {settings.kl.horizon:g} answers, and a step has {answers} (prompts_per_step x "
+                f"directions.per_prompt x samples): the coefficient would jump. Set {section}.kl.horizon to more than "
+                f"{answers / 5:g}"
+            )
+        return self
+
+    @property
+    def answers_per_step(self) -> int:
+        """How many are asked for."""
+        return self.prompts_per_step * self.directions.per_prompt * self.samples
 
     def update(self) -> Update:
         """The section of its algorithm."""

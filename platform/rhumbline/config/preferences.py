@@ -15,13 +15,20 @@ class PreferenceLoss(Section):
     beta: float = Field(0.1, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # dpo, jpo, modpo: conservative DPO
     learned: str | None = None  # modpo: the objective that the pairs were judged by; the others' rewards are the margin
-    desirable_weight: float = Field(1.0, gt=0)  # kto, bco
-    undesirable_weight: float = Field(1.0, gt=0)
+    desirable_weight: float | None = Field(None, gt=0)  # kto, bco; None: both classes together weigh the same
+    undesirable_weight: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _smoothed(self) -> PreferenceLoss:
+    def _of_its_kind(self) -> PreferenceLoss:
         if self.label_smoothing > 0 and self.kind in ("ipo", "kto", "bco"):
             raise ValueError(f"loss.label_smoothing is for dpo, jpo and modpo: {self.kind} has none")
+        if self.learned is not None and self.kind != "modpo":
+            raise ValueError(f"loss.learned is for modpo: {self.kind} learns what the whole direction prefers")
+        for key in ("desirable_weight", "undesirable_weight"):
+            if getattr(self, key) is not None and self.kind in ("dpo", "ipo", "jpo", "modpo"):
+                raise ValueError(
+                    f"loss.{key} is for kto and bco: {self.kind} learns from pairs, whose sides weigh the same"
+                )
         return self
 
 
@@ -54,6 +61,11 @@ class DpoRecipe(Run):
     loss: PreferenceLoss = PreferenceLoss()
     gap: float = Field(0.0, ge=0)  # pairs of samples: the least difference of v . z
 
+    @property
+    def steered(self) -> bool:
+        """People's pairs say no direction."""
+        return super().steered and self.pairs is None
+
     @model_validator(mode="after")
     def _consistent(self) -> DpoRecipe:
         if self.pairs is not None and self.store is not None:
@@ -66,4 +78,35 @@ class DpoRecipe(Run):
             names = list(self.rewards.objectives)
             if self.loss.learned not in names:
                 raise ValueError(f"loss.learned must name an objective for modpo: {', '.join(names)}")
+            if not self.rewards.standardise:
+                raise ValueError(
+                    "rewards.standardise is false, and loss.kind modpo takes the other objectives' rewards for log-odds: on a "
+                    "scale of 0 to 100 they drown the pairs. Give rewards.standardise: true"
+                )
+        if self.pairs is not None and self.gap > 0:
+            raise ValueError(f"gap is {self.gap:g}, and pairs that people judged have no rewards: leave it out")
+        self._has_pairs()
+        if self.policy.restart_from != "initial":
+            raise ValueError(
+                f"policy.restart_from is {self.policy.restart_from}, and jobs/dpo.py has no choice: every round starts from the "
+                "policy that it sampled, which is its reference. Leave it out"
+            )
         return self
+
+    def _has_pairs(self) -> None:
+        """Raises ValueError where no two answers could be compared."""
+        d = self.directions
+        if self.loss.kind == "jpo" and self.pairs is not None:
+            raise ValueError(
+                "loss.kind jpo with pairs: both answers are to one prompt, of which jpo is dpo. Give kind dpo"
+            )
+        if self.loss.kind == "jpo" and d.fixed is None and d.law != "grid":
+            raise ValueError(
+                f"loss.kind jpo compares two prompts under one direction, and directions.law {d.law} draws others for each: "
+                "give directions.law grid, or directions.fixed"
+            )
+        if self.pairs is None and self.store is None and self.samples == 1 and d.per_prompt == 1:
+            raise ValueError(
+                "samples is 1 and directions.per_prompt 1: a prompt with one answer has nothing to compare it with. Give "
+                "samples of 2 or more"
+            )

@@ -43,6 +43,11 @@ class Run(Section):
     learner: Learner = Learner()
     evaluation: Evaluation = Evaluation()
 
+    @property
+    def steered(self) -> bool:
+        """Whether prompts say directions: such a policy is evaluated under all of them, and has a steering.json."""
+        return self.directions.said
+
     @model_validator(mode="after")
     def _run_is_consistent(self) -> Run:
         names = list(self.rewards.objectives)

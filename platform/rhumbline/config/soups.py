@@ -16,6 +16,11 @@ class SoupRecipe(Run):
     policies: dict[str, str] = Field(default={})  # objective -> folder: full weights, or an adapter of policy.initial
     train: str | None = None  # a recipe of jobs/ppo.py or jobs/grpo.py, from where the job starts, for those that lack
 
+    @property
+    def steered(self) -> bool:
+        """No prompt says a direction: the weights follow it."""
+        return False
+
     @model_validator(mode="after")
     def _consistent(self) -> SoupRecipe:
         names = list(self.rewards.objectives)
@@ -30,5 +35,14 @@ class SoupRecipe(Run):
         if self.initial.strategy != "none":
             raise ValueError(
                 "initial.strategy must be none: soups are mixed from the initial policy and what was trained of it"
+            )
+        if self.generator.sync == "adapter":
+            raise ValueError(
+                "generator.sync adapter: a mixture is written as full weights and has no adapter. Give full or transfer"
+            )
+        if self.policy.restart_from != "initial":
+            raise ValueError(
+                f"policy.restart_from is {self.policy.restart_from}: soups are mixed around the initial policy, from which each "
+                "of their policies is trained. Leave it out"
             )
         return self

@@ -23,15 +23,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from rhumbline.config.online import OnlineRecipe
 from rhumbline.config.reading import build, read
 from rhumbline.config.run import Run
 from rhumbline.config.sections import Section
+from rhumbline.config.soups import SoupRecipe
 from rhumbline.errors import ConfigError, did_you_mean
 
 Point = dict[str, Any]  # dotted key -> value
 Reals = tuple[float, float]
 Whole = tuple[int, int]
 FORMS = ("values", "uniform", "loguniform", "int")
+FIGURES = ("reward", "kl", "length", "hypervolume")  # of every trial, beside objective/<name>: `actors.summary.figures`
 
 
 class Dimension(Section):
@@ -227,18 +230,45 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
 def _try(sweep: SweepRecipe, origin: str) -> None:
     """Every listed value and both ends of every range, one dimension at a time, make a recipe. Raises ConfigError."""
     try:
-        sweep.base()
+        base = sweep.base()
     except ConfigError as e:
         raise ConfigError(f"{origin}: recipe, with overrides: {e}") from None
+    _check_metrics(sweep, base, origin)
     first = {key: dimension.probes()[0] for key, dimension in sweep.space.items()}
     for key, dimension in sweep.space.items():
         for value in dimension.probes():
             point = first | {key: value}
             try:
-                sweep.trial(point, "probe")
+                _check_trial(sweep, sweep.trial(point, "probe"))
             except ConfigError as e:
                 shown = ", ".join(f"{name}: {point[name]!r}" for name in sweep.space)
                 raise ConfigError(f"{origin}: space, at {{{shown}}}: {e}") from None
+
+
+def _check_metrics(sweep: SweepRecipe, base: Run, origin: str) -> None:
+    """Raises ConfigError for a figure that no trial reports."""
+    known = [*FIGURES, *(f"objective/{name}" for name in base.rewards.objectives)]
+    for name in sweep.metrics:
+        if name not in known:
+            raise ConfigError(
+                f"{origin}: metrics.{name}: no trial reports that figure.{did_you_mean(name, known)} Known: {', '.join(known)}"
+            )
+
+
+def _check_trial(sweep: SweepRecipe, trial: Run) -> None:
+    """Raises ConfigError for a recipe that runs by itself, and not as a trial of this search."""
+    if sweep.scheduler == "asha" and isinstance(trial, OnlineRecipe) and trial.evaluate_every == 0:
+        raise ConfigError(
+            "scheduler asha stops trials by figures on the way, and evaluate_every is 0: the last policy alone is evaluated. "
+            "Give evaluate_every, for example in overrides, or scheduler: none"
+        )
+    if "kl" in sweep.metrics and not trial.evaluation.kl:
+        raise ConfigError("metrics names kl, and evaluation.kl is false: set it to true, or leave kl out of metrics")
+    if isinstance(trial, SoupRecipe) and trial.train is not None:
+        raise ConfigError(
+            f"train is {trial.train}: the runs that train a soup's policies ask for resources that no trial holds. Train them "
+            "before, and name them in policies"
+        )
 
 
 def _yaml(value: Any) -> str:

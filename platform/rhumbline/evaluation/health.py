@@ -29,6 +29,8 @@ MAX_KL_PER_TOKEN = 1.0  # nats per response token
 MAX_KL_GROWTH = 2.0  # from one iteration to the next
 MIN_SPEARMAN = 0.5
 MAX_OVERLAP = 0.9  # Jaccard of words; independent answers to one prompt share about a quarter
+MAX_KL_MISS = 0.2  # of the target: an adaptive controller that is further off at the end has not settled
+MAX_CONSTANT_SHARE = 0.5  # of groups: more of the answers are sampled for nothing than not
 
 
 class Finding(NamedTuple):
@@ -46,6 +48,8 @@ class Signals:
     initial: JSON | None = None
     selected: JSON = field(default_factory=dict)  # candidates, duplicates_dropped, failed: `Selection.counts`, summed
     losses: Sequence[float | None] = ()  # of every optimiser step, as metrics.jsonl has it: None is not a number
+    steps: Sequence[JSON] = ()  # metrics of every step of online training, in order
+    kl_target: float | None = None  # of the adaptive controller, nats per answer
 
 
 def check_health(
@@ -54,9 +58,18 @@ def check_health(
     initial: JSON | None = None,
     selected: JSON | None = None,
     losses: Sequence[float | None] = (),
+    steps: Sequence[JSON] = (),
+    kl_target: float | None = None,
 ) -> list[Finding]:
-    """Run every rule; errors first, then warnings, then notes."""
-    signals = Signals(evaluations=evaluations, initial=initial, selected=selected or {}, losses=losses)
+    """Run every rule; errors first, then warnings, then notes. `steps` and `kl_target` are of online training."""
+    signals = Signals(
+        evaluations=evaluations,
+        initial=initial,
+        selected=selected or {},
+        losses=losses,
+        steps=steps,
+        kl_target=kl_target,
+    )
     findings = [finding for rule in RULES for finding in rule(signals)]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
@@ -191,6 +204,44 @@ def shrinking_front(signals: Signals) -> Iterator[Finding]:
             )
 
 
+def kl_off_target(signals: Signals) -> Iterator[Finding]:
+    """A KL that its controller has not brought to the target by the last quarter of the steps."""
+    kls, target = _late(signals, "learn/kl"), signals.kl_target
+    if target is None or not kls:
+        return
+    kl = sum(kls) / len(kls)
+    if abs(kl / target - 1) > MAX_KL_MISS:
+        yield Finding(
+            "warning",
+            f"KL ended at {kl:.3g} nats per answer, the target is {target:g}: more steps, a shorter kl.horizon or another "
+            "kl.coefficient",
+        )
+
+
+def objectives_without_a_say(signals: Signals) -> Iterator[Finding]:
+    """Rewards that are the same for all answers that are compared, in the last quarter of the steps."""
+    constant = _late(signals, "learn/constant_objectives")
+    if any(constant):
+        yield Finding(
+            "warning",
+            f"in {sum(count > 0 for count in constant)} of the last {len(constant)} steps an objective was the same for all "
+            "answers that are compared, up to "
+            f"{max(constant):g} objectives at once: whatever it weighs, nothing was learned about it. Look at its rule or reward "
+            "model, and ask for more answers per step (prompts_per_step, samples)",
+        )
+
+
+def groups_that_teach_nothing(signals: Signals) -> Iterator[Finding]:
+    """Groups of answers that all score the same, in the last quarter of the steps."""
+    constant, groups = _late(signals, "learn/constant_groups"), _late(signals, "learn/groups")
+    if sum(groups) > 0 and sum(constant) / sum(groups) > MAX_CONSTANT_SHARE:
+        yield Finding(
+            "warning",
+            f"{sum(constant) / sum(groups):.0%} of the groups of the last {len(groups)} steps had answers that all score the "
+            "same, which teaches nothing: take prompts whose answers differ, or more answers to each (samples)",
+        )
+
+
 RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     not_a_number,
     identical_rewards,
@@ -201,7 +252,16 @@ RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     direction_collapse,
     same_words,
     shrinking_front,
+    kl_off_target,
+    objectives_without_a_say,
+    groups_that_teach_nothing,
 )
+
+
+def _late(signals: Signals, name: str) -> list[float]:
+    """A metric in the last quarter of the steps, at least in the last one; what is no number is left out."""
+    last = signals.steps[-max(1, len(signals.steps) // 4) :]
+    return [float(row[name]) for row in last if row.get(name) is not None and math.isfinite(row[name])]
 
 
 def _all(signals: Signals) -> list[JSON]:

@@ -32,7 +32,6 @@ class Measured:
     reference_logp_R: torch.Tensor
     entropy_R: torch.Tensor  # of the policy's next token
     values_R: torch.Tensor  # before each token; 0 without a value head
-    end_values_N: torch.Tensor  # after the last token
 
     def kl(self) -> torch.Tensor:
         """(R,) k1; summed over an answer the log-ratio of the answer."""
@@ -64,10 +63,7 @@ def credit(
     else:
         advantages_R, metrics = _grpo(batch, measured, settings, beta)
         returns_R = torch.zeros_like(advantages_R)
-    counts = torch.tensor([len(one.response_ids) for one in batch])
-    known_R = torch.tensor([bool(one.engine_logprobs) for one in batch]).repeat_interleave(counts)
-    engine_logp_R = measured.logp_R.clone()
-    engine_logp_R[known_R] = torch.tensor([p for one in batch for p in one.engine_logprobs], dtype=engine_logp_R.dtype)
+    engine_logp_R, known_R = _engine(batch, measured)
     credited = Credited(
         old_logp_R=measured.logp_R,
         reference_logp_R=measured.reference_logp_R,
@@ -81,10 +77,40 @@ def credit(
     return credited, metrics
 
 
+def mean_kl(batch: Sequence[Trajectory], measured: Measured, importance_cap: float | None) -> float:
+    """The policy's KL to its reference as the answers tell it, nats per answer: the mean of sum_t w_t k1_t.
+
+    w_t = min(p learner / p engine, importance_cap), as in the loss: where another version of the policy drew the answers,
+    k1 alone would be the mean of the policy's log-ratio over tokens that it would not draw. No cap: w_t = 1.
+    """
+    kl_R = measured.kl().double()
+    if importance_cap is not None:
+        engine_logp_R, _ = _engine(batch, measured)
+        kl_R = kl_R * _importance(measured.logp_R.double(), engine_logp_R.double()).clamp(max=importance_cap)
+    return float(kl_R.sum()) / len(batch)
+
+
+def _engine(batch: Sequence[Trajectory], measured: Measured) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R,) the engine's log-probabilities, the learner's own where they are unknown; (R,) which ones are known."""
+    counts = torch.tensor([len(one.response_ids) for one in batch])
+    known_R = torch.tensor([bool(one.engine_logprobs) for one in batch]).repeat_interleave(counts)
+    engine_logp_R = measured.logp_R.clone()
+    engine_logp_R[known_R] = torch.tensor([p for one in batch for p in one.engine_logprobs], dtype=engine_logp_R.dtype)
+    return engine_logp_R, known_R
+
+
+def _importance(logp_R: torch.Tensor, engine_logp_R: torch.Tensor) -> torch.Tensor:
+    return (logp_R - engine_logp_R).clamp(-CLAMP, CLAMP).exp()
+
+
 def _ppo(
     batch: Sequence[Trajectory], measured: Measured, settings: config.Ppo, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """The score on the last token, less beta times the KL on each, through GAE; what was cut off goes on with its value."""
+    """The score on the last token, less beta times the KL on each, through GAE.
+
+    An answer that was cut at the most tokens ends like any other: its score is final, nothing is added after it. The value of
+    where it stopped is no one's target, so returns that were built on it would follow whatever it happens to be.
+    """
     lengths = [len(one.response_ids) for one in batch]
     scores_N = torch.from_numpy(scores(batch, settings.weights))
     charged = beta if settings.kl.place == "reward" else 0.0
@@ -95,8 +121,6 @@ def _ppo(
         lengths,
         gamma=settings.gamma,
         lam=settings.lam,
-        truncated_N=torch.tensor([one.truncated for one in batch]),
-        next_values_N=measured.end_values_N,
     )
     metrics = _score_metrics(scores_N) | {
         "learn/advantage_std": _std(advantages_R),
@@ -114,23 +138,27 @@ def _grpo(
     """Each answer against the others of its group; all its tokens have the same advantage.
 
     With the KL in the reward an answer's score is less beta times its log-ratio, before the baseline (RLOO,
-    arXiv:2402.14740). `per_objective` is GDPO (arXiv:2601.05242), which has no place for that.
+    arXiv:2402.14740). `per_objective` is GDPO (arXiv:2601.05242), which has no place for that; `learn/constant_groups/k` are
+    its groups in which objective k is the same throughout.
     """
     counts = torch.tensor([len(one.response_ids) for one in batch])
     scores_N, numbers = torch.from_numpy(scores(batch, settings.weights)), groups(batch)
     groups_N, normalise = torch.tensor(numbers), GROUP_ADVANTAGES[settings.advantage]
+    by_objective: dict[str, float] = {}
     if settings.per_objective:
         rewards_NK = torch.tensor([one.rewards for one in batch], dtype=torch.float64)
         v_NK = torch.from_numpy(weights(batch, settings.weights))
-        advantages_N, _ = per_objective(rewards_NK, groups_N, v_NK, normalise=normalise)
+        advantages_N, told = per_objective(rewards_NK, groups_N, v_NK, normalise=normalise)
+        by_objective = {f"learn/{name}": count for name, count in told.items() if name.startswith("constant_groups/")}
     else:
         charged = beta if settings.kl.place == "reward" else 0.0
         answer_R = torch.arange(len(batch)).repeat_interleave(counts)
         kl_N = torch.zeros_like(scores_N).index_add(0, answer_R, measured.kl().double())
         advantages_N, _ = normalise(scores_N - charged * kl_N, groups_N)
     heard = {number for number, advantage in zip(numbers, advantages_N.tolist(), strict=True) if advantage != 0}
-    metrics = _score_metrics(scores_N) | {
+    metrics = {**_score_metrics(scores_N), **by_objective} | {
         "learn/advantage_std": _std(advantages_N.repeat_interleave(counts)),
+        "learn/groups": float(len(set(numbers))),
         "learn/constant_groups": float(len(set(numbers) - heard)),  # that teach nothing
         "learn/constant_objectives": _constant_objectives(batch, numbers),
     }
@@ -148,7 +176,7 @@ def _engine_metrics(logp_R: torch.Tensor, engine_logp_R: torch.Tensor, cap: floa
     gap_R = (logp_R.exp() - engine_logp_R.exp()).abs()
     metrics = {"learn/engine_gap": float(gap_R.mean()), "learn/engine_gap_max": float(gap_R.max())}
     if cap is not None:
-        ratio_R = (logp_R - engine_logp_R).clamp(-CLAMP, CLAMP).exp()
+        ratio_R = _importance(logp_R, engine_logp_R)
         metrics["learn/importance_mean"] = float(ratio_R.clamp(max=cap).mean())
         metrics["learn/importance_capped"] = float((ratio_R > cap).double().mean())
     return metrics

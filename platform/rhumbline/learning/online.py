@@ -33,7 +33,7 @@ from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning import checkpoints, value
-from rhumbline.learning.credit import Credited, Measured, credit
+from rhumbline.learning.credit import Credited, Measured, credit, mean_kl
 from rhumbline.learning.engine import World
 from rhumbline.learning.logprobs import chosen_logprobs, entropies
 from rhumbline.learning.loop import make_engine, start, update
@@ -41,7 +41,7 @@ from rhumbline.learning.optim import adamw
 from rhumbline.learning.packing import Order, Packed, bins, learned_logits, pack
 from rhumbline.learning.policy import load_tokenizer, merge_adapter, save_adapter, save_policy, set_threads
 from rhumbline.learning.reference import reference_of
-from rhumbline.learning.trajectories import Trajectory, check, write
+from rhumbline.learning.trajectories import Trajectory, check
 from rhumbline.losses import KL_CONTROLLERS, KL_ESTIMATORS
 from rhumbline.losses.control import Coefficient
 from rhumbline.losses.grpo import answer_weights, grpo
@@ -65,7 +65,6 @@ class OnlineLearner:
         reference_dir: str | Path | None = None,
         seed: int,
         max_tokens: int | None = None,
-        failed_batch: str | Path | None = None,
         rank: int = 0,
         world_size: int = 1,
         trust_remote_code: bool = False,
@@ -74,12 +73,11 @@ class OnlineLearner:
 
         reference_dir: what the KL is measured against; None: the policy as it starts. total_steps and answers_per_step give
         the learning rate its schedule. max_tokens: the most tokens an answer may have, for settings.reduction 'constant'.
-        failed_batch: where a batch is written on which an update failed.
         """
         set_threads(learner.threads)
         _check_settings(settings, learner, answers_per_step, max_tokens)
         self.settings, self.learner, self.seed, self.max_tokens = settings, learner, seed, max_tokens
-        self.world, self.failed_batch = World(rank, world_size), failed_batch
+        self.world = World(rank, world_size)
         self.policy_dir, self.trust_remote_code = policy_dir, trust_remote_code
         self.total = total_steps * -(-answers_per_step * learner.epochs // learner.batch_size)  # optimiser steps
         self.step, self.taken, self.tokens = 0, 0, 0  # the last step; optimiser steps and tokens so far
@@ -111,7 +109,7 @@ class OnlineLearner:
         try:
             check(batch, grouped=isinstance(self.settings, config.Grpo))
             measured = self._measure(batch)
-            kl = float(measured.kl().double().sum()) / len(batch)
+            kl = mean_kl(batch, measured, self.settings.importance_cap)
             if not math.isfinite(kl):
                 raise TrainingError(
                     f"the KL to the reference is {kl}: the policy or its reference is broken, or gives a sampled token no "
@@ -120,13 +118,13 @@ class OnlineLearner:
             credited, metrics = credit(batch, measured, self.settings, beta)
             metrics |= self._learn(step, batch, credited, beta)
         except TrainingError as e:
-            raise TrainingError(f"step {step}: {e}{self._rescue(batch)}") from e
+            raise TrainingError(f"step {step}: {e}") from e
         self._control(kl, len(batch))
         tokens = sum(len(one.prompt_ids) + len(one.response_ids) for one in batch)
         self.step, self.tokens = step, self.tokens + tokens
         ratio_max, seconds = self._largest([metrics["learn/ratio_max"], time.perf_counter() - began])
         return metrics | {
-            "learn/kl": kl,  # nats per answer, of the policy that sampled
+            "learn/kl": kl,  # nats per answer, of the policy before the update; what the controller reads
             "learn/kl_coefficient": beta,
             "learn/kl_stuck_high": float(self.coefficient.stuck_high),
             "learn/kl_stuck_low": float(self.coefficient.stuck_low),
@@ -188,17 +186,16 @@ class OnlineLearner:
         """What policy, value head and reference say of every answer."""
         encoded, rows, device = [one.encoded for one in batch], _rows(batch), self.policy.device
         logp_R, entropy_R, values_R, reference_R = out_4R = torch.zeros(4, rows[-1].stop, device=device)
-        ends_N = torch.zeros(len(batch), device=device)
         mine = self._share([len(e) for e in encoded])
         for group in mine:
             packed, place = pack([encoded[i] for i in group or [0]], device), _join(rows, group or [0])
             with self.engine.autocast():
-                logits_RV, values, end_values = self._forward(packed)
+                logits_RV, values = self._forward(packed)
             if group:  # an empty one drops what it heard
                 logp_R[place] = chosen_logprobs(logits_RV, packed.targets)
                 entropy_R[place] = entropies(logits_RV)
-                if values is not None and end_values is not None:
-                    values_R[place], ends_N[group] = values.float(), end_values.float()
+                if values is not None:
+                    values_R[place] = values.float()
         with self.reference as copy:
             for group in mine:
                 packed = pack([encoded[i] for i in group or [0]], device)
@@ -208,15 +205,8 @@ class OnlineLearner:
                     reference_R[_join(rows, group)] = chosen_logprobs(logits_RV, packed.targets)
         if self.world.size > 1:
             dist.all_reduce(out_4R)
-            dist.all_reduce(ends_N)
         logp_R, entropy_R, values_R, reference_R = out_4R.cpu()
-        return Measured(
-            logp_R=logp_R,
-            reference_logp_R=reference_R,
-            entropy_R=entropy_R,
-            values_R=values_R,
-            end_values_N=ends_N.cpu(),
-        )
+        return Measured(logp_R=logp_R, reference_logp_R=reference_R, entropy_R=entropy_R, values_R=values_R)
 
     def _learn(self, step: int, batch: Sequence[Trajectory], credited: Credited, beta: float) -> dict[str, float]:
         """All optimiser steps on the batch."""
@@ -260,7 +250,7 @@ class OnlineLearner:
             weights_R = torch.tensor(weights, device=device)
             known = credited.at(_join(rows, [indices[j] for j in chosen]), device)
             with self.engine.autocast():
-                logits_RV, values_R, _ = self._forward(packed)
+                logits_RV, values_R = self._forward(packed)
             logp_R = chosen_logprobs(logits_RV, packed.targets)
             loss, told = grpo(
                 logp_R, known.old_logp_R, known.advantages_R, weights_R, mass, **self._options(known, beta)
@@ -290,24 +280,16 @@ class OnlineLearner:
             options |= {"reference_logp_R": known.reference_logp_R, "beta": beta, "kl": kl}
         return options
 
-    def _forward(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Logits of the answers' tokens; values before each and after the last one where there is a value head."""
+    def _forward(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of the answers' tokens; values before each where there is a value head."""
         if isinstance(self.settings, config.Ppo):
             return value.logits_and_values(self.engine.model, packed)
-        return learned_logits(self.engine.model, packed), None, None
+        return learned_logits(self.engine.model, packed), None
 
     def _control(self, kl: float, samples: int) -> None:
         said = self.settings.kl
         options = {"target": said.target, "horizon": said.horizon} if said.controller == "adaptive" else {}
         self.coefficient = KL_CONTROLLERS[said.controller](self.coefficient, kl=kl, samples=samples, **options)
-
-    def _rescue(self, batch: Sequence[Trajectory]) -> str:
-        """Write the batch that an update failed on, and say where."""
-        if self.failed_batch is None or len(batch) == 0:
-            return ""
-        if self.world.rank == 0:
-            write(batch, self.failed_batch)
-        return f". The batch is in {self.failed_batch}"
 
     # --- across ranks -------------------------------------------------------------------------------------------------
 

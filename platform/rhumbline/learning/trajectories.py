@@ -11,6 +11,7 @@ N answers, K objectives, T tokens.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rhumbline import durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import TrainingError
 from rhumbline.scalarise import linear
@@ -102,10 +104,11 @@ def groups(batch: Sequence[Trajectory]) -> list[int]:
 
 
 def write(batch: Sequence[Trajectory], path: str | Path) -> Path:
-    """One row per answer, as Parquet."""
-    target = Path(path)
+    """One row per answer, as Parquet; the whole file or none."""
+    target, buffer = Path(path), io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in batch]), buffer)
     target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in batch]), target)
+    durable.replace(target, buffer.getvalue())
     return target
 
 

@@ -108,16 +108,22 @@ def encode_pairs(
     """Pairs as tokens. `joint`: the prompt's tokens are learned too, all but the first (jpo). `weights`: (K,) of pairs without a
     direction.
 
-    Raises DataError for a weight that is none.
+    Raises DataError for a weight that is none, and for answers to two prompts where these are not learned.
     """
     units, too_long, empty, equal = [], 0, 0, 0
     for pair in pairs:
         _check_weight(pair)
+        there = pair.messages if pair.rejected_messages is None else pair.rejected_messages
+        if there != pair.messages and not joint:
+            raise DataError(
+                f"pair {pair.id}: its answers are to two prompts, of which only jpo learns (loss.kind): the others compare "
+                "answers to one prompt"
+            )
         chosen = encode(pair.messages, pair.chosen, tokenizer, pair.chosen_complete)
-        rejected = encode(pair.messages, pair.rejected, tokenizer, pair.rejected_complete)
+        rejected = encode(there, pair.rejected, tokenizer, pair.rejected_complete)
         if chosen.num_learned == 0 or rejected.num_learned == 0:
             empty += 1
-        elif pair.chosen == pair.rejected or chosen == rejected:
+        elif (there == pair.messages and pair.chosen == pair.rejected) or chosen == rejected:
             equal += 1
         elif max(len(chosen), len(rejected)) > max_length:
             too_long += 1
@@ -175,10 +181,11 @@ def check_modpo(units: Sequence[PairUnit], learned: str | None, objectives: Sequ
             )
         if not all(math.isfinite(gap) for i, gap in enumerate(unit.gaps) if i != k):
             raise DataError(f"pair {unit.id}: a reward gap is no number: {unit.gaps}")
-        if not (all(map(math.isfinite, unit.direction)) and unit.direction[k] > 0):
+        if not (all(map(math.isfinite, unit.direction)) and unit.direction[k] != 0):
             raise DataError(
                 f"pair {unit.id}: its direction {unit.direction} gives {learned}, whose pairs modpo learns (loss.learned), the "
-                f"weight {unit.direction[k]:g}, expected more than 0: narrow the region (directions), or learn another objective"
+                f"weight {unit.direction[k]:g}, expected another than 0: narrow the region (directions), or learn another "
+                "objective"
             )
 
 

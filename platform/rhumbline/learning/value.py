@@ -1,12 +1,12 @@
 """A value head on the policy's own trunk: V(prompt and the answer's first tokens), for PPO.
 
     model = PolicyWithValue(policy)                                  # a transformers model or a PeftModel
-    logits_RV, values_R, end_values_N = logits_and_values(model, packed)
+    logits_RV, values_R = logits_and_values(model, packed)
 
 One forward pass gives both. Values are linear in the final hidden state, in fp32, and start at 0: until the head has learned,
 advantages are those without a baseline. The gradient of the value reaches the trunk, or its adapter.
 
-R learned tokens, N samples, V vocabulary.
+R learned tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -53,16 +53,14 @@ class PolicyWithValue(nn.Module):
         return cast(torch.Tensor, logits), values
 
 
-def logits_and_values(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(R, V) logits of the learned tokens, (R,) the values before each, (N,) those after the last token of each sample."""
-    ends_N = torch.tensor(packed.lengths, device=packed.token_ids.device).cumsum(0) - 1
-    logits, values = model(
+def logits_and_values(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R, V) logits of the learned tokens, (R,) the values before each."""
+    logits, values_R = model(
         input_ids=packed.token_ids,
         position_ids=packed.positions,
         logits_to_keep=packed.predictors,
         use_cache=False,
         segment_lengths=packed.lengths,
-        value_positions=torch.cat([packed.predictors, ends_N]),
+        value_positions=packed.predictors,
     )
-    values_R, end_values_N = values.split([len(packed.predictors), len(packed.lengths)])
-    return logits[0], values_R, end_values_N
+    return logits[0], values_R

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rhumbline.errors import ConfigError, did_you_mean
 from rhumbline.losses.absolute import mse_with_penalty, sigmoid_bce, sigmoid_mse
 from rhumbline.losses.advantages import centred, leave_one_out, standardised
 from rhumbline.losses.control import adaptive, fixed
@@ -23,6 +24,7 @@ from rhumbline.losses.sft import sft
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rhumbline.config import PreferenceLoss
     from rhumbline.losses.control import Coefficient
 
 LOSSES = {"sft": sft, "distill": distill}  # (logits_RV, targets_R or teacher_RV, weights_R, denominator)
@@ -53,3 +55,11 @@ PAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
 }
 # (policy_N, reference_N, desirable_N, denominator, reference_point=..., beta=..., weights_N=None)
 UNPAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"kto": kto, "bco": bco}
+
+
+def check_loss(loss: PreferenceLoss) -> None:
+    """Raises ConfigError for a `loss.kind` that neither pairs nor judged answers are learned by."""
+    known = [*PAIRED_LOSSES, *UNPAIRED_LOSSES]
+    if loss.kind not in known:
+        near = did_you_mean(loss.kind, known)
+        raise ConfigError(f"unknown loss {loss.kind!r} (loss.kind).{near} Known: {', '.join(known)}")

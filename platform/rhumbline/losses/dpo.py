@@ -127,18 +127,19 @@ def modpo(
 
         beta, margin_P = modpo(gaps_PK, weights_K=(0.8, 0.2), learned=0)
 
-    The pairs say which answer is better for the objective number k, `learned`; a reward is known for the others. With
-    gap_i the reward of the chosen answer less that of the rejected one, the loss of a pair is
+    The pairs say which answer is better for the objective number k, `learned`, in the sense that its weight wants: where
+    w_k is below 0, the chosen answer is the one with less of it. A reward is known for the others. With gap_i the reward of
+    the chosen answer less that of the rejected one, the loss of a pair is
 
-        -log sigmoid((beta (log_ratio_chosen - log_ratio_rejected) - sum_{i != k} w_i gap_i) / w_k)
+        -log sigmoid((beta (log_ratio_chosen - log_ratio_rejected) - sum_{i != k} w_i gap_i) / |w_k|)
 
-    so `dpo` gets beta / w_k and the margin sum_{i != k} w_i gap_i / w_k. Column k of the gaps is not read and may be
+    so `dpo` gets beta / |w_k| and the margin sum_{i != k} w_i gap_i / |w_k|. Column k of the gaps is not read and may be
     NaN. Gaps are log-odds, as those of Bradley-Terry: on a scale of 0 to 100 they would drown the pairs. Only
-    the ratios of the weights and beta / w_k matter: those of a unit vector have a smaller beta than those that sum to 1.
+    the ratios of the weights and beta / |w_k| matter: those of a unit vector have a smaller beta than those that sum to 1.
     """
     assert gaps_PK.shape[1:] == (len(weights_K),), f"gaps {tuple(gaps_PK.shape)} for {len(weights_K)} weights"
-    own = weights_K[learned]
-    assert own > 0, f"the objective of the pairs has the weight {own}, expected more than 0"
+    own = abs(weights_K[learned])
+    assert own > 0, f"the objective of the pairs has the weight {own}, expected another than 0"
     others = [k for k in range(len(weights_K)) if k != learned]
     gaps = widen(gaps_PK)[:, others]
     return beta / own, (gaps * gaps.new_tensor([weights_K[k] / own for k in others])).sum(-1)

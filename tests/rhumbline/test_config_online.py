@@ -1,0 +1,67 @@
+"""Recipes of jobs/ppo.py and jobs/grpo.py: defaults that hold in part, and settings that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rhumbline import config
+from rhumbline.errors import ConfigError
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+SMOL = {"ppo": RECIPES / "ppo" / "smol.yaml", "grpo": RECIPES / "grpo" / "smol.yaml"}
+
+
+def loaded(job: str, *overrides: str) -> config.OnlineRecipe:
+    kind = config.PpoRecipe if job == "ppo" else config.GrpoRecipe
+    return config.load(SMOL[job], overrides, kind=kind)
+
+
+@pytest.mark.parametrize("path", sorted([*RECIPES.glob("ppo/*.yaml"), *RECIPES.glob("grpo/*.yaml")]), ids=str)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    kind = config.PpoRecipe if path.parent.name == "ppo" else config.GrpoRecipe
+    assert config.load(path, kind=kind).update().kl.coefficient > 0
+
+
+def test_a_part_of_kl_leaves_the_rest_of_it_where_the_method_has_it() -> None:
+    assert config.Grpo().kl.place == "loss"
+    assert config.Grpo().kl.coefficient == 0.04
+    for part in ({"coefficient": 0.01}, {"estimator": "k2"}):
+        assert config.Grpo.model_validate({"kl": part}).kl.place == "loss"
+        assert config.Ppo.model_validate({"kl": part}).kl.place == "reward"
+    assert config.Grpo.model_validate({"kl": {"estimator": "k2"}}).kl.coefficient == 0.04
+    assert config.Grpo.model_validate({"kl": {"place": "reward"}}).kl.place == "reward"  # RLOO
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "message"),
+    [
+        ("ppo", ["policy.restart_from=t0"], r"policy\.restart_from is t0, which is of jobs/dpa\.py"),
+        ("ppo", ["overlap=true", "ppo.importance_cap=null"], r"ppo\.importance_cap: null leaves that"),
+        ("grpo", ["overlap=true", "grpo.importance_cap=null"], r"grpo\.importance_cap: null"),
+        (
+            "grpo",
+            ["learner.lora=null", "generator.sync=adapter"],
+            r"generator\.sync is adapter, and learner\.lora null",
+        ),
+        ("ppo", ["learner.lora.dropout=0.1"], r"learner\.lora\.dropout is 0\.1"),
+        ("grpo", ["grpo.per_objective=true", "grpo.kl.place=reward"], r"set grpo\.kl\.place to loss"),
+        (
+            "ppo",
+            ["prompts_per_step=10", "directions.per_prompt=3", "samples=2", "ppo.kl.horizon=12"],
+            r"ppo\.kl\.horizon is 12 answers, and a step has 60 .*more than 12",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_their_keys(job: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loaded(job, *overrides)
+
+
+def test_what_is_just_inside_is_taken() -> None:
+    sizes = ["prompts_per_step=10", "directions.per_prompt=3", "samples=2"]
+    assert loaded("ppo", *sizes, "ppo.kl.horizon=12.1").answers_per_step == 60
+    assert loaded("ppo", "overlap=true").overlap
+    assert loaded("ppo", "ppo.importance_cap=null").update().importance_cap is None
+    assert loaded("grpo", "policy.restart_from=initial").policy.restart_from == "initial"
