@@ -323,7 +323,7 @@ def trl_trained(job: Job, seed: int, rival: Rival) -> Trained:
     losses: list[float] = []
 
     class Recording(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_args: Any, logs: dict[str, float], **_kwargs: Any) -> None:
+        def on_log(self, *_args: Any, logs: dict[str, float], **_kwargs: Any) -> None:  # type: ignore[override]
             if "loss" in logs:  # of a step; the last log is of the whole training
                 losses.append(logs["loss"])
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from rhumbline import __version__, config, doctor, probe, recipes, runs
@@ -96,7 +97,7 @@ def test_recipes_ls_gives_name_and_first_sentence(checkout: Path) -> None:
 
 def test_recipes_show_as_written_and_resolved(checkout: Path) -> None:
     assert "\n".join(lines("recipes", "show", "tiny")) == RECIPE.rstrip("\n")
-    resolved = config.validate(config.yaml.safe_load("\n".join(lines("recipes", "show", "tiny", "samples=3"))), "x")
+    resolved = config.validate(yaml.safe_load("\n".join(lines("recipes", "show", "tiny", "samples=3"))), "x")
     assert (resolved.samples, resolved.learner.lr) == (3, config.Learner().lr)
 
 
@@ -115,7 +116,7 @@ def test_recipes_of_reward_models_are_listed_shown_and_checked(
     )
     assert [line.split(maxsplit=1)[0] for line in lines("recipes", "ls")] == ["tiny", "rewards/liked"]
     assert lines("recipes", "check", "rewards/liked")[0].endswith("liked, preference, heads preference")
-    shown = config.yaml.safe_load("\n".join(lines("recipes", "show", "rewards/liked", "network.max_tokens=640")))
+    shown = yaml.safe_load("\n".join(lines("recipes", "show", "rewards/liked", "network.max_tokens=640")))
     assert (shown["network"]["max_tokens"], shown["loss"]["centring"]) == (640, 0.0)
     message = fails(capsys, "recipes", "check", "rewards/liked", "loss.centering=0.1")
     assert "loss.centering" in message

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rhumbline import durable
+from rhumbline.config import GrpoRecipe, validate
 from rhumbline.errors import RunError, StoreError
 from rhumbline.records import Prompt, Query, Scored
 from rhumbline.store import FREE_KEYS, RunStore
@@ -207,7 +208,10 @@ def test_an_existing_run_is_left_alone(store: RunStore) -> None:
 
 
 def test_where_the_work_is_done_may_change_but_not_what_it_yields(store: RunStore) -> None:
-    known = set(flat(recipe().model_dump()))
+    online = validate(
+        {**recipe().model_dump(exclude={"job", "iterations", "selection"}), "job": "grpo"}, "x", kind=GrpoRecipe
+    )
+    known = set(flat(recipe().model_dump())) | set(flat(online.model_dump()))
     assert known >= FREE_KEYS, FREE_KEYS - known  # a key that is renamed must be renamed there
     store.close("failed")
     moved = {"generator": {"replicas": 4, "num_cpus": 2, "threads": 2, "deadline_s": 5, "max_attempts": 1}}
