@@ -136,8 +136,7 @@ class Online:
         if self.store.marked(mark) is None:
             out, sync = self.store.checkpoint_dir(t), self.recipe.generator.sync
             self.ranks.publish(out, full=sync != "adapter" or self.kept(t), cases=self._probe())
-            if self.recipe.directions.said:
-                self.crew.publish(t, self.plan.codec, self.first.calibration)
+            self.crew.publish(t, self.plan.codec, self.first.calibration)
             self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
             self.crew.metrics.log(t, metrics)
             learner_metrics(self.recipe.name, {k.removeprefix("learn/"): v for k, v in metrics.items()})

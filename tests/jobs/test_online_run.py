@@ -135,8 +135,8 @@ def test_overlap_samples_one_version_behind(tmp_path: Path) -> None:
     versions = [{one.policy_version for one in sampled(tmp_path / "runs", t)} for t in range(1, STEPS + 1)]
     assert versions == [{"initial"}, {"initial"}, {"t=1"}, {"t=2"}]
     steps = told(tmp_path / "runs")
-    assert steps[1]["learn/engine_gap"] > 0.001  # the probabilities of another version, corrected for
-    assert steps[1]["learn/importance_mean"] != 1.0
+    assert abs(steps[1]["learn/importance_mean"] - 1) > 5e-4  # the probabilities of another version, corrected for
+    assert steps[1]["learn/engine_gap"] > steps[0]["learn/engine_gap"]
 
 
 @pytest.mark.slow
