@@ -51,7 +51,6 @@ check: setup  ## ruff, formatting, mypy
 	@$(BIN)/mypy
 
 bench: setup  ## measure, on this machine, what README and docs/results.md state about speed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	@shopt -s nullglob; for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python "$$f"; done
 
 clean:  ## remove caches and build outputs; runs/ and .venv/ stay

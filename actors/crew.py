@@ -33,9 +33,11 @@ from rhumbline.data.prompts import turn_id
 from rhumbline.errors import CodecError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.frontier import maximised, reference_point
+from rhumbline.evaluation.wins import win_shares
 from rhumbline.learning.policy import merge_adapter
 from rhumbline.metrics import MetricsLog, reward_metrics
 from rhumbline.plan import Plan
+from rhumbline.profiles import under_profiles
 from rhumbline.queries import ask_all
 from rhumbline.records import Completion, Example, Judged, Pair, Query, Scored, Selected
 from rhumbline.rewards.model import RewardModel
@@ -318,8 +320,8 @@ class Crew:
     # --- evaluate -----------------------------------------------------------------------------------------------------
 
     def held_out(self, t: int | None) -> Rollout:
-        """Policy t's answers to the held-out prompts over the grid of directions, without any where none is said; None: the
-        initial policy, without one.
+        """Policy t's answers to the held-out prompts over the grid of directions, without any where none is said, and under the
+        profile of a prompt that has one; None: the initial policy, without either.
         """
         if _label(t) in self._held_out:
             return self._held_out[_label(t)]
@@ -328,6 +330,8 @@ class Crew:
         codec = steering.read(self.store.checkpoint_dir(t)).make_codec() if asked and t is not None else self.plan.codec
         # One iteration number for all policies: the same seeds, so that policies differ by their weights alone.
         queries = ask_all(self.plan.splits.evaluation, directions, codec, iteration=0, seed=self.recipe.seed)
+        if t is not None:
+            queries = under_profiles(queries, self.plan.profiles)
         out = self.sample(f"evaluation/{_label(t)}", queries, n=settings.samples, sampling=settings.sampling, version=t)
         self._held_out[_label(t)] = out  # asked twice for the initial policy, whose weights are gone by then
         return out
@@ -349,6 +353,8 @@ class Crew:
             reference_point=self.reference_point(calibration),
             scale=dict(zip(self.names, calibration.std, strict=True)) if self.recipe.rewards.standardise else None,
             kl=self._kl(label, [s.completion for s in scored]) if settings.kl else None,
+            wins=None if settings.win_rate is None or t is None else self._wins(label, scored, settings.win_rate.head),
+            wins_by=None if settings.win_rate is None else settings.win_rate.head,
             bootstrap=settings.bootstrap,
             seed=self.recipe.seed,
         )
@@ -365,24 +371,41 @@ class Crew:
         return dict(zip(self.names, point_K.tolist(), strict=True))
 
     def _kl(self, label: str, completions: Sequence[Completion]) -> dict[str, float]:
-        mark = f"evaluation/{label}.kl"
+        if self.store.marked(f"evaluation/{label}.kl") is None and not self.references.started:
+            self.references.__enter__()
+        return self._measured(f"evaluation/{label}", "kl", completions, self.references, "kl")
+
+    def _wins(self, label: str, scored: Sequence[Scored], head: str) -> dict[str, float]:
+        """Completion id -> its share of wins over the initial policy's answers to its prompt; missing where not scored."""
+        sign = 1 if next(one for one in self.reward_model.heads if one.name == head).higher_is_better else -1
+
+        def judged(label: str, answers: Sequence[Scored]) -> list[tuple[Completion, float]]:
+            completions = [one.completion for one in answers]
+            scores = self._measured(f"evaluation/{label}", "win_rate", completions, self.scorers, "head", head)
+            return [(one, sign * scores[one.id]) for one in completions if one.id in scores]
+
+        return win_shares(judged(label, scored), judged(INITIAL, self.held_out(None).scored))
+
+    def _measured(
+        self, stage: str, what: str, completions: Sequence[Completion], pool: Pool, method: str, *arguments: Any
+    ) -> dict[str, float]:
+        """Completion id -> a number that a pool's actors find for it; kept in the store as <stage>.<what>.json."""
+        mark = f"{stage}.{what}"
         known = self.store.marked(mark)
         if known is None:
-            if not self.references.started:
-                self.references.__enter__()
             began, batches = time.monotonic(), _batches(completions, 128)
             known = {}
-            for index, result in self.references.map("kl", ((i, (b,)) for i, b in enumerate(batches))):
+            for index, result in pool.map(method, ((i, (b, *arguments)) for i, b in enumerate(batches))):
                 if isinstance(result, Failed):
                     self.store.event(
-                        "failed", stage=f"{mark}", shard=index, reason=result.error, samples=len(batches[index])
+                        "failed", stage=mark, shard=index, reason=result.error, samples=len(batches[index])
                     )
                 else:
                     known |= dict(zip((c.id for c in batches[index]), result, strict=True))
             if len(known) == len(completions):  # else the next session tries again
                 self.store.mark(mark, known)
             tokens = sum(len(c.token_ids) for c in completions)
-            self._account(f"evaluation/{label}-kl", time.monotonic() - began, len(completions), tokens)
+            self._account(f"{stage}-{what}", time.monotonic() - began, len(completions), tokens)
         return {key: float(value) for key, value in known.items()}
 
     # --- accounts -----------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _train_here(recipe: RewardRecipe, task: Task, work: Path, name: str, log: Lo
         folder.mkdir(parents=True, exist_ok=True)
         said = [time.monotonic()]
 
-        def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001
+        def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001  the interface's
             log(figures)
             step, steps = figures["learn/step"], figures["learn/steps"]
             if step == steps or time.monotonic() - said[0] > 5:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from actors.crew import Crew
 from actors.first import First
-from actors.learner import NUM_PROBES, PROBE_TOKENS
+from actors.probes import NUM_PROBES, cut
 from actors.progress import learner_metrics
 from actors.ranks import Ranks
 from actors.rollout import Rollout
@@ -218,10 +218,7 @@ class Online:
             self._cases = [encoded for encoded, _ in read_probe(folder)]
         if not self._cases:
             by_length = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))
-            for one in by_length[:NUM_PROBES]:
-                answer, prompt = one.response_ids[:PROBE_TOKENS], one.prompt_ids
-                mask = (False,) * len(prompt) + (True,) * len(answer)
-                self._cases.append(Encoded(token_ids=(*prompt, *answer), loss_mask=mask))
+            self._cases = [cut(one.encoded) for one in by_length[:NUM_PROBES]]
             folder.mkdir(parents=True, exist_ok=True)
             write_probe(folder, [(encoded, ()) for encoded in self._cases])
         return self._cases

@@ -21,20 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from rhumbline.errors import GenerationError, ResourceError, RhumblineError, ScoringError, UserError
+from actors.failures import LOST, once, one_line, ours
+from rhumbline.errors import GenerationError, ResourceError, RhumblineError, ScoringError
 
-_LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 _QUARANTINE = (GenerationError, ScoringError)  # a unit's own fault; anything else stops the run
 _TICK_S = 1.0
 
@@ -82,15 +73,7 @@ class Pool:
     ) -> None:
         """`queue_length` units wait at a replica, so that it never idles; `on_event` hears of replacements."""
         self._spawn: Callable[[], Any] = lambda: (
-            ray.remote(actor)
-            .options(
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                runtime_env={"env_vars": dict(env or {})},
-            )
-            .remote(**arguments)
+            ray.remote(actor).options(**once(num_cpus=num_cpus, num_gpus=num_gpus, env=env or {})).remote(**arguments)
         )
         self.role, self.num_replicas, self.deadline_s = role, replicas, deadline_s
         self.setup_deadline_s, self.max_attempts, self.queue_length = setup_deadline_s, max_attempts, queue_length
@@ -106,8 +89,8 @@ class Pool:
             for replica, ref in zip(self._replicas, refs, strict=True):
                 try:
                     self._get(ref, self.setup_deadline_s, "setup")
-                except _LOST as e:
-                    self._on_event("replaced", {"role": self.role, "method": "setup", "reason": _reason(e)})
+                except LOST as e:
+                    self._on_event("replaced", {"role": self.role, "method": "setup", "reason": one_line(e)})
                     self._renew(replica)
         except BaseException:
             self.close()
@@ -138,8 +121,8 @@ class Pool:
         for replica, ref in zip(self._replicas, refs, strict=True):
             try:
                 results.append(self._get(ref, deadline_s or self.deadline_s, method))
-            except _LOST as e:
-                self._on_event("replaced", {"role": self.role, "method": method, "reason": _reason(e)})
+            except LOST as e:
+                self._on_event("replaced", {"role": self.role, "method": method, "reason": one_line(e)})
                 results.append(self._renew(replica)[method])
         return results
 
@@ -212,12 +195,12 @@ class Pool:
                         break
                 try:
                     value = ray.get(ref)
-                except _LOST as e:
-                    self._lost(replica, retries, results, _reason(e))
+                except LOST as e:
+                    self._lost(replica, retries, results, one_line(e))
                     break
                 except RayTaskError as e:
                     replica.queue.popleft()
-                    cause = _cause(e)
+                    cause = ours(e) or e
                     if not isinstance(cause, _QUARANTINE):
                         raise cause from e
                     self._again(unit, retries, results, str(cause), type(cause))
@@ -269,8 +252,8 @@ class Pool:
                     method: self._get(getattr(replica.handle, method).remote(*args), self.deadline_s, method)
                     for method, args in self._replay.items()
                 }
-            except _LOST as e:
-                reason = _reason(e)
+            except LOST as e:
+                reason = one_line(e)
         raise GenerationError(f"{self.role}: {self.max_attempts} fresh replicas died while starting: {reason}")
 
     def _get(self, ref: Any, deadline_s: float, method: str) -> Any:
@@ -282,16 +265,4 @@ class Pool:
                 f"GPUs free on the cluster (`ray status`)? See {self.role}.replicas, num_cpus and num_gpus"
             ) from None
         except RayTaskError as e:
-            raise _cause(e) from e
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """What the actor's method raised, as it was raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RhumblineError | UserError):
-        return type(cause)(*cause.args)
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+            raise (ours(e) or e) from e

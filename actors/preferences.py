@@ -92,7 +92,15 @@ class Preferences:
     def samples(self, plan: Plan, standardiser: Standardiser) -> Samples:
         """From files, or from the other run's store."""
         if self.recipe.pairs is not None:
-            return self._of_people(plan.splits)
+            made = self._of_people(plan.splits)
+            if any(data.profile for data in self.recipe.pairs.values()):
+                asked, known = len(plan.splits.evaluation), len(plan.profiles)
+                self.notes.append(
+                    "It was trained under profiles of those who judged, and is evaluated "
+                    + (f"under that of {known} of {asked} held-out prompts." if known else "without one: ")
+                    + ("" if known else "the held-out prompts name nobody (prompts.path is no file of the pairs).")
+                )
+            return made
         assert self.source is not None
         return self._of_run(plan, standardiser)
 

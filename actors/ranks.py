@@ -26,21 +26,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 
-from actors.learner import COLLECTIVE_TIMEOUT_S, environment
+from actors.failures import LOST, once, one_line, ours
 from actors.weights import write_probe
+from actors.workers import COLLECTIVE_TIMEOUT_S, environment
 from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
-from rhumbline.errors import ResourceError, RhumblineError, TrainingError, UserError
+from rhumbline.errors import ResourceError, TrainingError
 from rhumbline.learning.trajectories import Trajectory, write
 
 STATE = "ranks.json"
@@ -52,7 +45,7 @@ class _LateError(ResourceError):
     """A call outlived its deadline."""
 
 
-_LOST = (RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError, WorkerCrashedError, _LateError)
+_LOST = (*LOST, _LateError)
 
 
 class Rank:
@@ -210,11 +203,7 @@ class Ranks:
         found = self._found()
         size, settings = self.learner.num_workers, self.learner
         make = ray.remote(Rank).options(
-            num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": environment(settings)},
+            **once(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, env=environment(settings))
         )
         self._actors = [make.remote(rank, size, self.arguments) for rank in range(size)]
         address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
@@ -231,9 +220,7 @@ class Ranks:
 
     def _again(self, error: BaseException, method: str) -> None:
         """Start the group anew, as often as the recipe allows."""
-        reason = (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-        )
+        reason = one_line(error)
         self._failures += 1
         self._end()
         if self._failures > self.learner.max_failures:
@@ -275,10 +262,10 @@ class Ranks:
                 ray.get(ready)
             return list(ray.get(refs))
         except RayTaskError as e:
-            reason = culprit(e, _failures(pending, PATIENCE_S))
-            if reason is e:
+            cause = culprit(e, _failures(pending, PATIENCE_S))
+            if cause is e:
                 raise
-            raise reason from e
+            raise cause from e
 
 
 def culprit(error: BaseException, others: Iterable[BaseException]) -> BaseException:
@@ -287,16 +274,11 @@ def culprit(error: BaseException, others: Iterable[BaseException]) -> BaseExcept
     `others` are waited for only as far as they are needed.
     """
     for one in itertools.chain([error], others):
-        if (ours := _ours(one)) is not None:
-            return ours
+        if (raised := ours(one)) is not None:
+            return raised
         if isinstance(one, _LOST):
             return one
     return error
-
-
-def _ours(error: BaseException) -> BaseException | None:
-    cause = getattr(error, "cause", None)
-    return type(cause)(*cause.args) if isinstance(cause, RhumblineError | UserError) else None
 
 
 def _failures(refs: list[Any], patience_s: float) -> Iterator[BaseException]:

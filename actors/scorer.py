@@ -42,3 +42,7 @@ class Scorer:
             Scored(completion=c, rewards=tuple(float(r) for r in rewards_K))
             for c, rewards_K in zip(completions, rewards_NK, strict=True)
         ]
+
+    def head(self, completions: Sequence[Completion], name: str) -> list[float]:
+        """(N,) what one head of the sources makes of them, whether an objective is made of it or not."""
+        return [float(x) for x in self.model.score_head([(c.query.prompt, c.text) for c in completions], name)]

@@ -79,29 +79,21 @@ def search(
     same = _same(folder, sweep, resume)
     check_records(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    owner = lease.take(folder)
-    owner.start()
-    try:
+    with lease.held(folder):
         written = {"sweep.yaml": asked, _BASE: config.dump(sweep.base()), _SWEEP: config.dump(sweep)}
         for file, text in written.items():
             durable.replace(folder / file, text.encode())
         tuner = _tuner(sweep, _trainable(sweep, folder, jobs.resolve()), folder, searcher, restore=resume and same)
         try:
             results = tuner.fit()
-        except Exception as e:
+        except Exception as e:  # of Tune's own kinds: some of them hide a fault of the recipe
             _explain(sweep, folder, e)
             raise
         errors = {
             _name_of(sweep, one.config): str(one.error) for one in results if one.error is not None and one.config
         }
         settle(folder, errors, by_scheduler=sweep.scheduler != "none")
-        page = report(sweep, folder, command)
-    except BaseException as e:
-        stopped = isinstance(e, KeyboardInterrupt | SystemExit)
-        owner.release("stopped" if stopped else "failed", "on request" if stopped else f"{type(e).__name__}: {e}")
-        raise
-    owner.release("done")
-    return page
+        return report(sweep, folder, command)
 
 
 def report(sweep: SweepRecipe, folder: Path, command: str) -> Path:

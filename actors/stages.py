@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.fitting import keep_steps, log_to
 from actors.learner import RESULT
-from rhumbline import durable, steering
+from rhumbline import durable, lease, steering
 from rhumbline.cards.resampling import Resamples
 from rhumbline.config import SftRecipe, dump
 from rhumbline.data.dialogues import conversation
 from rhumbline.data.prompts import turn_id
 from rhumbline.errors import ConfigError, ResourceError, TrainingError
+from rhumbline.learning.policy import weights_of
 from rhumbline.learning.stages import HeldOut, Stage
 from rhumbline.records import Prompt
 
@@ -101,7 +103,7 @@ def _train_here(recipe: SftRecipe, stage: Stage, policy: str, work: Path, which:
         folder.mkdir(parents=True, exist_ok=True)
         log, said = log_to(steps_of(work, which)), [time.monotonic()]
 
-        def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001
+        def report(figures: dict[str, Any], checkpoint: Path | None) -> None:  # noqa: ARG001  a session that goes on finds it itself
             log(figures)
             step, steps = figures["learn/step"], figures["learn/steps"]
             if step == steps or time.monotonic() - said[0] > 5:
@@ -183,29 +185,53 @@ def steps_of(work: Path, which: str) -> Path:
 # --- the job's folder -------------------------------------------------------------------------------------------------
 
 
-def prepare(out: Path, recipe: SftRecipe, stages: Sequence[Stage], which: Sequence[str]) -> None:
-    """Make the folder, or find it as an earlier job of this recipe left it. Raises ConfigError where it is anything else."""
+@contextmanager
+def working(out: Path, recipe: SftRecipe, stages: Sequence[Stage], which: Sequence[str]) -> Iterator[Path]:
+    """Own the job's folder, made or found as an earlier job of this recipe left it; gives where to work in it.
+
+    Raises ConfigError where it is anything else, RunError while another driver lives.
+    """
+    _check(out, recipe, stages, which)
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with lease.held(out, "--out"):
+        durable.replace(out / RECIPE, dump(recipe).encode())
+        yield work
+        shutil.rmtree(work, ignore_errors=True)  # only a job under way needs it
+
+
+def _check(out: Path, recipe: SftRecipe, stages: Sequence[Stage], which: Sequence[str]) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, expected a folder for the stages (--out)")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file():
+    own = {lease.GUARD, lease.STATUS, WORK}
+    if out.is_dir() and any(entry.name not in own for entry in out.iterdir()) and not (out / RECIPE).is_file():
         raise ConfigError(f"{out} holds other files and no {RECIPE}: give an empty or a new folder (--out)")
+    initial = weights_of(recipe.policy.initial)
     for stage, one in zip(stages, which, strict=True):
         if (out / stage.name).exists() and not finished(out / stage.name, one):
+            if _card(out / stage.name).get("initial", initial) != initial:
+                raise ConfigError(
+                    f"{out / stage.name} was trained from other weights than {recipe.policy.initial} has now "
+                    "(policy.initial): put them back, or give another folder (--out)"
+                )
             raise ConfigError(
                 f"{out / stage.name} was trained by another recipe, on other data, or after another stage: give another "
                 "folder (--out), or take that one away to have it trained again"
             )
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    durable.replace(out / RECIPE, dump(recipe).encode())
 
 
 def finished(folder: Path, which: str) -> bool:
     """Is the policy in `folder` the one that would come out?"""
+    return bool(_card(folder).get("identity") == which)
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """What a finished stage came to; empty where there is none."""
     try:
         known = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(known, dict) and known.get("identity") == which
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def describe(
@@ -215,6 +241,7 @@ def describe(
     return {
         "name": stage.name,
         "identity": which,
+        "initial": weights_of(recipe.policy.initial),
         "from": policy if policy == recipe.policy.initial else Path(policy).name,  # no path of this machine
         "data": stage.counts,
         "learned_tokens": stage.learned_tokens,
@@ -238,13 +265,14 @@ def held_out_loss(stage: Stage, before_N: Nats, after_N: Nats, bootstrap: int) -
         )
     draws = Resamples([conversation(one) for one in stage.held_out], bootstrap, stage.seed)
     nats = {"before": before, "after": after, "change": after - before}
+
+    def per_token(nats_N: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+        return float(nats_N[rows].sum() / tokens[rows].sum())
+
     return {
         "samples": len(tokens),
         "tokens": int(tokens.sum()),
-        **{
-            name: draws.interval(lambda i, values=values: float(values[i].sum() / tokens[i].sum()))  # type: ignore[misc]
-            for name, values in nats.items()
-        },
+        **{name: draws.interval(partial(per_token, nats_N)) for name, nats_N in nats.items()},
     }
 
 
@@ -289,11 +317,6 @@ def card(out: Path, recipe: SftRecipe, command: str) -> str:
     text = "\n".join([*lines, ""])
     durable.replace(out / "README.md", text.encode())
     return text
-
-
-def clear(out: Path) -> None:
-    """Take away what only a job under way needs."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _said(interval: Mapping[str, float | None] | None) -> str:

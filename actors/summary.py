@@ -110,7 +110,8 @@ def figures(recipe: Run, calibration: Calibration, evaluated: Evaluated) -> dict
     """What a run came to, for whoever compares runs: means over the evaluated directions.
 
     reward: v . r as it was optimised, standardised and scaled as the recipe says: under another direction it is another scalar;
-    kl: nats per answer, from the initial policy; length: tokens; hypervolume; objective/<name> in the objective's own units.
+    kl: nats per answer, from the initial policy; length: tokens; hypervolume; objective/<name> in the objective's own units;
+    where the recipe has evaluation.win_rate, win_rate: the share of wins over the initial policy's answers.
     """
     evaluation, names = evaluated[0], list(recipe.rewards.objectives)
     fixed = recipe.directions.fixed
@@ -131,6 +132,8 @@ def figures(recipe: Run, calibration: Calibration, evaluated: Evaluated) -> dict
         "length": mean(direction.length.value for direction in shown),
         "hypervolume": evaluation.hypervolume.value,
     }
+    if evaluation.win_rate is not None:
+        out["win_rate"] = evaluation.win_rate.value
     return out | {f"objective/{name}": mean(d.rewards[name].value for d in shown) for name in names}
 
 

@@ -7,6 +7,7 @@
     <sweep>/trials/t-0123456789.json     point, overrides, inputs, figures, state (running, done, failed, stopped), reason
 
 The name is a hash of the overrides, so a point that was finished is read back and one that was begun is resumed, whoever asks.
+A searcher may ask for a point again while its trial is under way: the second waits for the first, and takes what it came to.
 What was finished with other inputs (prompts, reward model, policy: by their hashes) is not read back: the search stops.
 """
 
@@ -16,7 +17,8 @@ import hashlib
 import importlib.util
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,13 +28,14 @@ from cluster.session import resources
 from rhumbline import config, durable, lease
 from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
-from rhumbline.errors import ConfigError
+from rhumbline.errors import ConfigError, RunError
 from rhumbline.plan import Plan
 
 Figures = dict[str, float]
 Report = Callable[[Figures], None]
 TRIALS = "trials"
-PATIENCE_S = lease.STALE_AFTER_S + 5
+CLAIMS = ".claims"  # within TRIALS: which process is at which trial
+LOOK_EVERY_S = 1.0  # at a trial of the same point that is under way
 
 
 def trial_name(overrides: Sequence[str]) -> str:
@@ -50,18 +53,33 @@ def run_trial(
 ) -> Figures:
     """One trial, or what it came to before. The record says done or failed when this returns or raises.
 
+    Where another process is at the same point, it is waited for: what it finished is read back, what it left is gone on with.
     Raises ConfigError where it was finished with other inputs, and leaves its record as it is.
     """
     overrides = sweep.trial_overrides(point)
     name = trial_name(overrides)
     path = folder / TRIALS / f"{name}.json"
-    before = read_record(path)
-    if before.get("state") == "done":
-        _same_inputs(before, (prepare or Plan.make)(sweep.trial(point, name)), path)
-        return {key: float("nan") if value is None else float(value) for key, value in before["figures"].items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"point": point, "overrides": overrides, "figures": {}, "reason": "", "folder": name}
-    record |= {"began": before.get("began", time.time())}
+    with _alone(folder / TRIALS / CLAIMS / name):
+        before = read_record(path)
+        if before.get("state") == "done":
+            _same_inputs(before, (prepare or Plan.make)(sweep.trial(point, name)), path)
+            return {key: float("nan") if value is None else float(value) for key, value in before["figures"].items()}
+        record = {"point": point, "overrides": overrides, "figures": {}, "reason": "", "folder": name}
+        record |= {"began": before.get("began", time.time())}
+        return _run(sweep, record, folder, jobs, on_evaluation, prepare or _prepared)
+
+
+def _run(
+    sweep: SweepRecipe,
+    record: dict[str, Any],
+    folder: Path,
+    jobs: Path,
+    on_evaluation: Report,
+    prepare: Callable[[Run], Plan],
+) -> Figures:
+    """The trial of a record, which says on the way and at the end what comes of it."""
+    name, overrides = record["folder"], record["overrides"]
+    path = folder / TRIALS / f"{name}.json"
 
     def note(state: str, **fields: Any) -> None:
         record.update(fields, state=state)
@@ -73,16 +91,16 @@ def run_trial(
 
     note("running")
     try:
-        recipe = sweep.trial(point, name)
+        recipe = sweep.trial(record["point"], name)
         job = job_module(jobs, job_of(recipe))
-        plan = (prepare or _prepared)(recipe)
+        plan = prepare(recipe)
         note("running", inputs=plan.inputs())
         _wait_for(folder / TRIALS / name)
         asked = "".join(f"# {line}\n" for line in overrides) + Path(sweep.recipe).read_text(encoding="utf-8")
         more = {"on_evaluation": evaluated} if told_on_the_way(job) else {}
         began = time.monotonic()
         out = job.run(recipe, plan, folder / TRIALS, True, asked=asked, **more)
-    except Exception as e:
+    except Exception as e:  # whatever ends a trial goes into its record, and on
         note("failed", reason=f"{type(e).__name__}: {e}")
         raise
     figures = {str(key): float(value) for key, value in out.items()} if isinstance(out, Mapping) else {}
@@ -136,11 +154,30 @@ def _prepared(recipe: Run) -> Plan:
     return plan
 
 
-def _wait_for(run: Path) -> None:
-    """Until the driver that was killed on another host counts as dead: its process cannot be asked."""
-    until = time.monotonic() + PATIENCE_S
-    while lease.is_live(lease.read_status(run)) and time.monotonic() < until:
-        time.sleep(1.0)
+@contextmanager
+def _alone(claim: Path) -> Iterator[None]:
+    """Own a trial, its run and its record both, once whoever is at the same point is through with it."""
+    claim.mkdir(parents=True, exist_ok=True)
+    while True:
+        _wait_for(claim)
+        try:
+            owner = lease.take(claim)
+        except RunError:  # a third was faster
+            continue
+        break
+    owner.start()
+    try:
+        yield
+    finally:
+        owner.release("done")
+
+
+def _wait_for(folder: Path) -> None:
+    """Until nobody owns it. A driver that was killed on another host, whose process cannot be asked, counts as dead when it has
+    been silent for a minute.
+    """
+    while lease.is_live(lease.read_status(folder)):
+        time.sleep(LOOK_EVERY_S)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

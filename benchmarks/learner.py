@@ -72,7 +72,7 @@ FEW = 4  # examples or pairs of the warm-up, and of the steps in float32
 SAME = 1e-4  # of a loss in float32, by which the two sides may differ
 SCALE = 0.02  # standard deviation of B in the adapter that those steps start from
 LOSS = config.PreferenceLoss(kind="dpo", beta=0.1)  # beta is TRL's default too
-REMEDY = "pip install --no-deps -r benchmarks/requirements.txt"
+REMEDY = "pip install --no-deps -r requirements/cpu.txt"
 
 
 def main(

@@ -63,7 +63,7 @@ from rhumbline.rewards.reading import Reader
 LONGEST = 128  # tokens of a prompt or an answer that is made here
 SAME = 1e-5  # nats that the losses of one step in float32 may differ by
 TOLERANCE = {"float32": SAME, "bfloat16": 1e-3}  # the same of the first step of every run
-REMEDY = "pip install --no-deps -r benchmarks/requirements.txt"
+REMEDY = "pip install --no-deps -r requirements/cpu.txt"
 # A task must have something to test on; nobody trains on it.
 HELD_OUT = {
     "messages": [{"role": "user", "content": "Held out?"}],

@@ -58,13 +58,12 @@ def main(
 
 def run(recipe: SftRecipe, stages: list[Stage], out: Path, local: bool, command: str) -> None:
     """The algorithm."""
-    from actors.stages import WORK, card, clear, describe, finished, learning, prepare, publish, steps_of
+    from actors.stages import card, describe, finished, learning, publish, steps_of, working
     from rhumbline.learning.stages import identities
 
     known, out = identities(recipe, stages), out.absolute()
-    prepare(out, recipe, stages, known)
-    policy, work = recipe.policy.initial, out / WORK
-    with learning(recipe, stages, local) as (train, measure):
+    policy = recipe.policy.initial
+    with working(out, recipe, stages, known) as work, learning(recipe, stages, local) as (train, measure):
         for stage, which in zip(stages, known, strict=True):
             folder = out / stage.name
             if finished(folder, which):
@@ -76,8 +75,7 @@ def run(recipe: SftRecipe, stages: list[Stage], out: Path, local: bool, command:
                 told = describe(recipe, stage, which, policy, before, after, result)
                 publish(trained, folder, told, steps_of(work, which), stage, policy)
             policy = str(folder)
-    print(card(out, recipe, command))
-    clear(out)
+        print(card(out, recipe, command))
     print(f"policy: {policy}")
 
 

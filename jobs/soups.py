@@ -12,40 +12,17 @@ then                  evaluate the mixtures as one policy, with the same report 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from rhumbline import config
-from rhumbline.cli import user_errors
+from actors.command import command
 from rhumbline.config import SoupRecipe
-from rhumbline.plan import Plan
+
+if TYPE_CHECKING:
+    from rhumbline.plan import Plan
 
 HERE = Path(__file__).resolve().parent
-
-
-def main(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the recipe")] = None,
-    recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "soups" / "smol.yaml",
-    name: Annotated[str | None, typer.Option(help="of the run; the recipe's by default")] = None,
-    runs: Annotated[Path, typer.Option(help="where runs lie", envvar="RHUMBLINE_RUNS")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")] = False,
-) -> None:
-    """Mix policies of single objectives for every direction, and evaluate the mixtures."""
-    with user_errors():
-        asked = [*(overrides or []), *([f"name={name}"] if name else [])]
-        settings = config.load(recipe, asked, kind=SoupRecipe)
-        plan = Plan.make(settings, dry_run=dry_run)
-        from actors.dry_run import check, show
-        from cluster.session import session
-
-        with session() as have:
-            if dry_run:
-                show(plan, have)
-                return
-            check(plan, have)
-            run(settings, plan, runs, resume, asked=recipe.read_text(encoding="utf-8"))
 
 
 def run(recipe: SoupRecipe, plan: Plan, runs: Path, resume: bool, asked: str) -> dict[str, float]:
@@ -73,6 +50,13 @@ def run(recipe: SoupRecipe, plan: Plan, runs: Path, resume: bool, asked: str) ->
             print(f"report: {write(recipe, plan, store, crew, initial, [soup], notes)}")
             return figures(recipe, first.calibration, soup)
 
+
+main = command(
+    run,
+    SoupRecipe,
+    HERE / "recipes" / "soups" / "smol.yaml",
+    "Mix policies of single objectives for every direction, and evaluate the mixtures.",
+)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from actors.command import laid_over
 from rhumbline import config
 from rhumbline.cli import user_errors
 from rhumbline.config import SweepRecipe
@@ -37,8 +38,7 @@ def main(
 ) -> None:
     """Search over the keys of a recipe, and hand back the best."""
     with user_errors():
-        asked = [*(overrides or []), *([f"name={name}"] if name else [])]
-        sweep = config.load_sweep(recipe, asked)
+        sweep = config.load_sweep(recipe, laid_over(overrides, name))
         from actors.search import search
         from cluster.session import session
 

@@ -7,7 +7,7 @@ examples = with_replay(examples, first_examples, fraction=0.15, seed=7)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -67,19 +67,7 @@ def pairs_from(ranked: Iterable[Extremes], codec: Codec | None, *, gap: float = 
     for index, one in enumerate(ranked):
         if one.gap <= 0 or one.gap < gap:
             continue
-        best, worst = one.best.completion, one.worst.completion
-        pairs.append(
-            Pair(
-                id=f"t{best.query.iteration}/{best.id}>{worst.id}#{index}",
-                messages=_asked(one.best, codec, one.direction),
-                chosen=best.text,
-                rejected=worst.text,
-                chosen_complete=best.finish_reason == "stop",
-                rejected_complete=worst.finish_reason == "stop",
-                gaps=one.gaps,
-                direction=one.direction,
-            )
-        )
+        pairs.append(_pair(one.best, one.worst, codec, one.direction, index, gaps=one.gaps))
     return pairs
 
 
@@ -100,19 +88,8 @@ def joint_pairs_from(ranked: Sequence[Extremes], codec: Codec | None, *, gap: fl
             other = next((two for two in ahead if two.worst.completion.query.prompt.id != prompt_id), None)
             if other is None or one.best_value <= other.worst_value or one.best_value - other.worst_value < gap:
                 continue
-            best, worst = one.best.completion, other.worst.completion
-            pairs.append(
-                Pair(
-                    id=f"t{best.query.iteration}/{best.id}>{worst.id}#{len(pairs)}",
-                    messages=_asked(one.best, codec, one.direction),
-                    chosen=best.text,
-                    rejected=worst.text,
-                    chosen_complete=best.finish_reason == "stop",
-                    rejected_complete=worst.finish_reason == "stop",
-                    direction=one.direction,
-                    rejected_messages=_asked(other.worst, codec, one.direction),
-                )
-            )
+            asked = _asked(other.worst, codec, one.direction)
+            pairs.append(_pair(one.best, other.worst, codec, one.direction, len(pairs), rejected_messages=asked))
     return pairs
 
 
@@ -145,27 +122,20 @@ def pairs_of_people(comparisons: Iterable[Comparison]) -> list[Pair]:
     """What people judged; ties say nothing here. A profile of the one who judged stands in the prompt of both sides:
     the policy learns to answer whom it is told about.
     """
-    pairs = []
-    for index, one in enumerate(comparisons):
-        if one.winner == "tie":
-            continue
-        better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
-        name = f"{one.source}/{one.prompt.id}#{index}"
-        pairs.append(Pair(id=name, messages=_of_judge(one), chosen=better, rejected=worse))
-    return pairs
+    return [
+        Pair(id=name, messages=_of_judge(one), chosen=better, rejected=worse)
+        for name, one, better, worse in _decided(comparisons)
+    ]
 
 
 def judged_of_people(comparisons: Iterable[Comparison]) -> list[Judged]:
     """Both answers of each pair: the winner desirable, the other not. Ties say nothing here."""
     judged = []
-    for index, one in enumerate(comparisons):
-        if one.winner == "tie":
-            continue
-        better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
+    for name, one, better, worse in _decided(comparisons):
         for text, side in ((better, "chosen"), (worse, "rejected")):
             judged.append(
                 Judged(
-                    id=f"{one.source}/{one.prompt.id}#{index}/{side}",
+                    id=f"{name}/{side}",
                     prompt_id=one.prompt.id,
                     messages=_of_judge(one),
                     response=text,
@@ -185,6 +155,39 @@ def with_replay(examples: Sequence[Example], earlier: Sequence[Example], fractio
     picked = rng.permutation(len(earlier))[: min(wanted, len(earlier))]
     mixed = [*examples, *(earlier[int(i)] for i in picked)]
     return [mixed[int(i)] for i in rng.permutation(len(mixed))]
+
+
+def _pair(
+    best: Scored,
+    worst: Scored,
+    codec: Codec | None,
+    direction: tuple[float, ...],
+    number: int,
+    *,
+    gaps: tuple[float, ...] = (),
+    rejected_messages: tuple[Message, ...] | None = None,
+) -> Pair:
+    """Two scored answers as a pair; an answer that was cut at max_tokens does not teach its end."""
+    chosen, rejected = best.completion, worst.completion
+    return Pair(
+        id=f"t{chosen.query.iteration}/{chosen.id}>{rejected.id}#{number}",
+        messages=_asked(best, codec, direction),
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_complete=chosen.finish_reason == "stop",
+        rejected_complete=rejected.finish_reason == "stop",
+        gaps=gaps,
+        direction=direction,
+        rejected_messages=rejected_messages,
+    )
+
+
+def _decided(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, Comparison, str, str]]:
+    """(name, comparison, better answer, worse answer) of those with a winner."""
+    for index, one in enumerate(comparisons):
+        if one.winner != "tie":
+            better, worse = (one.a, one.b) if one.winner == "a" else (one.b, one.a)
+            yield f"{one.source}/{one.prompt.id}#{index}", one, better, worse
 
 
 def _asked(answer: Scored, codec: Codec | None, direction: Sequence[float]) -> tuple[Message, ...]:

@@ -4,6 +4,9 @@ lease = take(path)                     # RunError while another driver lives; a 
 lease.start()                          # a heartbeat every 10 s until release
 lease.beat("iterations/t=1/rollouts", {"done": 3, "total": 10})
 lease.release("done")
+
+with held(path, "--out"):              # all of it: taken, beating, and let go with the state that the work ends in
+    ...
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +95,25 @@ class Lease:
             durable.replace(self.path / STATUS, durable.to_json(self._status, indent=1).encode())
 
 
-def take(path: Path) -> Lease:
-    """Become the owner of a run directory. RunError while another driver lives, OSError where it cannot be written."""
+@contextmanager
+def held(path: Path, instead: str = "--name") -> Iterator[Lease]:
+    """Own a folder as long as the block lasts. Raises RunError while another driver lives; `instead` is as of `take`."""
+    owner = take(path, instead)
+    owner.start()
+    try:
+        yield owner
+    except BaseException as e:
+        stopped = isinstance(e, KeyboardInterrupt | SystemExit)
+        owner.release("stopped" if stopped else "failed", "on request" if stopped else f"{type(e).__name__}: {e}")
+        raise
+    owner.release("done")
+
+
+def take(path: Path, instead: str = "--name") -> Lease:
+    """Become the owner of a run directory. RunError while another driver lives, OSError where it cannot be written.
+
+    instead: the option of the command line that names another folder.
+    """
     with (path / GUARD).open("wb") as guard:
         # Two drivers that find the same dead one must not both win. A file system without locks leaves the heartbeat.
         with contextlib.suppress(OSError):
@@ -101,7 +122,7 @@ def take(path: Path) -> Lease:
         if is_live(holder):
             raise RunError(
                 f"{path} is in use by process {holder['pid']} on {holder['host']} "
-                f"(heartbeat {time.time() - holder['heartbeat']:.0f} s ago): stop it first, or choose another --name"
+                f"(heartbeat {time.time() - holder['heartbeat']:.0f} s ago): stop it first, or choose another {instead}"
             )
         status = {
             "state": "running",

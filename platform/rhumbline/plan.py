@@ -8,21 +8,23 @@ plan.wanted                            # [Want(role='generator', count=1, num_cp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Source, Style
+from rhumbline.config import DpoRecipe, OnlineRecipe, PpoRecipe, Recipe, Run, SoupRecipe, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, parse, region, text
 from rhumbline.errors import CodecError, ConfigError, DataError, HubError
 from rhumbline.learning import embedded
-from rhumbline.losses import check_loss
+from rhumbline.learning.policy import weights_of
+from rhumbline.losses import check_loss, check_update
+from rhumbline.profiles import Profile, profiles_of, told
 from rhumbline.queries import ask, batch_of, said_in
 from rhumbline.records import Query
 from rhumbline.rewards.model import RewardModel
@@ -60,6 +62,7 @@ class Plan:
     sizes: tuple[Size, ...]
     wanted: tuple[Want, ...]
     rated: tuple[Rated, ...] = ()  # steerlm: all rows of initial.labelled; `labelled` says which are used
+    profiles: Mapping[str, Profile] = field(default_factory=dict)  # held-out prompt's id -> who asks; most have none
     unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
@@ -95,7 +98,8 @@ class Plan:
                 f"{recipe.initial.labelled}: {len(usable)} of {len(rated)} labelled answers are to prompts that are not held "
                 "out for evaluation, t=0 needs 2 (initial.labelled, prompts.evaluation)"
             )
-        return cls(recipe, splits, cone, codec, tuple(_sizes(recipe, splits, usable)), tuple(wanted(recipe)), rated)
+        sizes, profiles = tuple(_sizes(recipe, splits, usable)), profiles_of(recipe, splits.evaluation)
+        return cls(recipe, splits, cone, codec, sizes, tuple(wanted(recipe)), rated, profiles)
 
     def labelled(self) -> tuple[list[Rated], int]:
         """steerlm: the labelled answers that t=0 learns, and how many were dropped: those to prompts that are held out.
@@ -106,13 +110,17 @@ class Plan:
         return usable, len(self.rated) - len(usable)
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of what a run reads from elsewhere. One that goes on must find the same."""
+        """Hashes of what a run reads from elsewhere. One that goes on must find the same.
+
+        Raises ConfigError where policy.initial is not to be had.
+        """
         parts = (self.splits.d1, self.splits.d2, self.splits.evaluation)
         prompts = "\n".join(" ".join(prompt_id_of(prompt.messages) for prompt in part) for part in parts)
-        found = {
-            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
-            "reward model": RewardModel.build(self.recipe.rewards, tokenise=lambda _: []).id,
-        }
+        model, judge = RewardModel.build(self.recipe.rewards, tokenise=lambda _: []), self.recipe.evaluation.win_rate
+        found = {"prompts": hashlib.sha256(prompts.encode()).hexdigest(), "reward model": model.id}
+        found["policy (policy.initial)"] = weights_of(self.recipe.policy.initial)
+        if judge is not None:
+            found["scorer of the win rate (evaluation.win_rate)"] = model.source_of(judge.head).id
         folder = _adapter(self.recipe)
         if folder is not None:
             digest = hashlib.sha256()
@@ -135,7 +143,9 @@ class Plan:
         direction = self.grid()[-1] if self.recipe.directions.said else None
         wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
         for prompt in (*self.splits.train, *self.splits.evaluation):
-            asked = conversation(self.codec, direction, said_in(wordiest, prompt.messages))
+            asked = told(
+                self.profiles.get(prompt.id), conversation(self.codec, direction, said_in(wordiest, prompt.messages))
+            )
             tokens = len(prompt_ids(asked, tokenizer))
             if tokens > settings.max_prompt_tokens:
                 raise DataError(
@@ -224,6 +234,8 @@ def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     names = list(recipe.rewards.objectives)
     if isinstance(recipe, DpoRecipe):
         check_loss(recipe.loss)
+    if isinstance(recipe, OnlineRecipe):
+        check_update(recipe.update(), "ppo" if isinstance(recipe, PpoRecipe) else "grpo")
     cone = region(recipe.directions, names)
     codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
     if not recipe.steered:
@@ -258,6 +270,8 @@ def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
         if dry_run and any(_elsewhere(source) for source in recipe.rewards.sources):
             return
         raise
+    if recipe.evaluation.win_rate is not None:
+        model.source_of(recipe.evaluation.win_rate.head, "evaluation.win_rate.head")
     folder = _adapter(recipe)
     if folder is not None:
         steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)

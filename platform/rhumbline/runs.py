@@ -120,6 +120,7 @@ def _results(path: Path) -> Iterator[str]:
         parts = [f"{len(result.get('directions') or [])} directions"]
         parts += _interval("hypervolume", result.get("hypervolume"))
         parts += _interval("length ratio", result.get("length_ratio"))
+        parts += _interval("win rate", result.get("win_rate"))
         for objective, value in (result.get("spearman") or {}).items():
             parts += _interval(f"Spearman {objective}", value)
         yield f"t={result['t']!s:<10}{'; '.join(parts)}"

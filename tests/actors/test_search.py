@@ -6,6 +6,8 @@ import importlib.util
 import json
 import socket
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,26 +18,19 @@ from ray import tune
 from ray.tune.trainable import wrap_function
 
 from actors import search, trial
-from rhumbline import config
+from rhumbline import config, lease
 from rhumbline.config import Run, SweepRecipe, load_sweep
 from rhumbline.errors import ConfigError, ResourceError, RunError, TrainingError
 from rhumbline.plan import Plan
+from tests.rhumbline.sweep_fakes import BASE as TWO_OBJECTIVES
 
-BASE = """
-job: ppo
-name: base
-rewards:
-  sources:
-    - {kind: rules, heads: {length: {rule: verbosity}, words: {rule: verbosity}}}
-  objectives:
-    preference: {heads: {words: 1.0}}
-    absolute: {heads: {length: 1.0}}
-directions: {fixed: {preference: 0.5, absolute: 0.5}}
+ACTORS = """
 initial: {strategy: none}
 generator: {num_cpus: 0.5}
 scorer: {num_cpus: 0.25}
 learner: {num_workers: 2, num_cpus: 1}
 """
+BASE = TWO_OBJECTIVES + ACTORS
 SWEEP = """
 job: sweep
 recipe: base.yaml
@@ -207,6 +202,69 @@ def test_a_trial_waits_until_a_driver_elsewhere_counts_as_dead(
     monkeypatch.setattr(trial.time, "sleep", sleep)
     run(sweep, 0)
     assert len(slept) == 1
+    assert trial.records(sweep, Path("sweep"))[0]["state"] == "done"
+
+
+# As jobs do: the run's folder is owned while the job is at it.
+SLOW_JOB = """
+import time
+from pathlib import Path
+from rhumbline import lease
+
+def run(recipe, plan, runs, resume, asked):
+    folder = runs / recipe.name
+    folder.mkdir(exist_ok=True)
+    with lease.held(folder):
+        with (folder / "runs").open("a") as file:
+            file.write("x")
+        while not Path("go").exists():
+            time.sleep(0.01)
+        if Path("fail").exists():
+            Path("fail").unlink()
+            raise ValueError("once")
+    return {"reward": 4.0, "kl": 2.0}
+"""
+
+
+def at_it(sweep: SweepRecipe) -> bool:
+    name = trial.trial_name(sweep.trial_overrides(sweep.points()[0]))
+    return lease.is_live(lease.read_status(Path("sweep/trials") / name))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_a_point_that_is_asked_for_twice_at_a_time_runs_once(
+    sweep: SweepRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("ppo.py").write_text(SLOW_JOB)
+    monkeypatch.setattr(trial, "LOOK_EVERY_S", 0.01)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(run, sweep, 0) for _ in range(3)]  # at the same moment
+        until(lambda: at_it(sweep))
+        Path("go").touch()
+        assert [one.result(60) for one in asked] == [{"reward": 4.0, "kl": 2.0}] * 3
+    assert times(sweep, 0) == 1
+    assert trial.records(sweep, Path("sweep"))[0]["state"] == "done"
+
+
+def test_what_the_first_of_two_leaves_unfinished_the_second_goes_on_with(
+    sweep: SweepRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("ppo.py").write_text(SLOW_JOB)
+    Path("fail").touch()
+    monkeypatch.setattr(trial, "LOOK_EVERY_S", 0.01)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, sweep, 0)
+        until(lambda: at_it(sweep))
+        second = pool.submit(run, sweep, 0)
+        Path("go").touch()
+        with pytest.raises(ValueError, match="once"):
+            first.result(60)
+        assert second.result(60) == {"reward": 4.0, "kl": 2.0}
+    assert times(sweep, 0) == 2
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rhumbline import durable, lease
 from rhumbline.config import load_sft
 from rhumbline.learning import train
 from rhumbline.learning.policy import load_tokenizer, merge_adapter
@@ -69,6 +70,9 @@ def trained(recipe: Path) -> Path:
     return out
 
 
+OWN = {lease.STATUS, lease.GUARD}  # who works in a folder, and how that ended
+
+
 def job(recipe: Path, out: Path, *overrides: str, **options: Any) -> None:
     """The job's own function in this process: a second torch takes longer to load than two layers to train."""
     spec = importlib.util.spec_from_file_location("sft_job", ROOT / "jobs" / "sft.py")
@@ -108,7 +112,7 @@ def test_two_stages_learn_and_say_what_they_achieved(recipe: Path, trained: Path
     planned = stages_of(recipe)
     assert first["training"]["steps"] == planned[0].steps
     assert first["training"]["num_examples"] == len(planned[0].examples)
-    assert {p.name for p in out.iterdir()} == {"pre_sft", "sft", "sft.yaml", "README.md"}
+    assert {p.name for p in out.iterdir()} == {"pre_sft", "sft", "sft.yaml", "README.md", *OWN}
     assert (first["from"], second["from"]) == (load_sft(recipe).policy.initial, "pre_sft")
     readme = (out / "README.md").read_text()
     assert "| pre_sft |" in readme
@@ -204,6 +208,37 @@ def test_another_recipe_leaves_what_is_there_alone(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     assert "holds other files" in refused(capsys, recipe, tmp_path / "mine")
+
+
+def test_a_folder_is_worked_in_by_one_driver(
+    recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lease.read_status(trained)["state"] == "done"
+    out = tmp_path / "out"
+    out.mkdir()
+    with lease.held(out):  # that one has just begun: there is nothing else yet
+        said = refused(capsys, recipe, out)
+        assert f"{out} is in use by process {os.getpid()}" in said
+        assert "or choose another --out" in said
+        assert not (out / "sft.yaml").exists()
+    lease.take(out)
+    status = lease.read_status(out)
+    durable.replace(out / lease.STATUS, durable.to_json(status | {"pid": 2**22 + 1}).encode())  # killed since
+    job(recipe, out, "held_out=0")
+    assert lease.read_status(out)["state"] == "done"
+
+
+def test_other_weights_under_the_same_name_are_noticed(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, out = tiny_policy(tmp_path / "policy"), tmp_path / "out"
+    asked = [f"policy.initial={policy}", "held_out=0"]
+    job(recipe, out, *asked)
+    moved = policy.rename(tmp_path / "moved")
+    job(recipe, out, f"policy.initial={moved}", "held_out=0")  # the weights count, not where they lie
+    tiny_policy(policy, seed=5)
+    said = refused(capsys, recipe, out, *asked)
+    assert f"pre_sft was trained from other weights than {policy} has now (policy.initial)" in said
 
 
 def test_identities_follow_what_the_weights_depend_on(recipe: Path) -> None:

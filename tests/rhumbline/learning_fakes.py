@@ -86,3 +86,22 @@ def quick(**settings: Any) -> config.Learner:
         "checkpoint_every": 2,
     }
     return config.Learner.model_validate(base | settings)
+
+
+class Log:
+    """Figures of every step, and the folders that were reported."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.figures: list[dict[str, Any]] = []
+        self.folders: list[Path] = []
+        self.stop_after = stop_after
+
+    def __call__(self, figures: dict[str, Any], folder: Path | None) -> None:
+        self.figures.append(figures)
+        if folder is not None:
+            self.folders.append(folder)
+        if len(self.figures) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def of(self, name: str) -> list[float]:
+        return [f[f"learn/{name}"] for f in self.figures]

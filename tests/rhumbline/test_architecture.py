@@ -33,7 +33,7 @@ FLOW = [
         "steering",
         "data",
     },
-    {"queries", "examples", "recipes", "rewards", "losses", "learning", "probe"},
+    {"queries", "examples", "profiles", "recipes", "rewards", "losses", "learning", "probe"},
     {"cards"},
     {"fitting", "plan", "evaluation", "users", "serving"},
     {"doctor", "runs", "cli", "cli_rewards"},

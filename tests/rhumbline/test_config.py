@@ -16,7 +16,7 @@ from rhumbline.errors import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-OTHERS = [(job, path) for job in ("dpo", "ppo", "grpo") for path in sorted((FOLDER / job).glob("*.yaml"))]
+OTHERS = [(job, path) for job in ("dpo", "ppo", "grpo", "soups") for path in sorted((FOLDER / job).glob("*.yaml"))]
 REWARDS = """
 rewards:
   sources:
@@ -258,6 +258,14 @@ def test_every_shipped_recipe_of_another_job_loads(job: str, path: Path) -> None
     assert validate(yaml.safe_load(dump(recipe)), str(path), kind=kind) == recipe
     with pytest.raises(ConfigError, match=rf"is a recipe of jobs/{job}\.py"):
         load(path)
+
+
+def test_a_shipped_soup_trains_what_starts_where_it_is_mixed() -> None:
+    for path in sorted((FOLDER / "soups").glob("*.yaml")):
+        train = FOLDER.parents[1] / str(load(path, kind=config.SoupRecipe).train)
+        recipe = load(train, kind=config.GrpoRecipe)
+        assert recipe.initial.strategy == "none", path.stem  # the initial policy, not one that was adopted
+        assert not recipe.directions.said, path.stem
 
 
 def test_a_recipe_without_a_job_is_no_recipe_of_another_job(recipe_file: Path) -> None:

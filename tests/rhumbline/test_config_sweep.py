@@ -10,18 +10,8 @@ import yaml
 
 from rhumbline.config import GrpoRecipe, PpoRecipe, SweepRecipe, dump, load_sweep
 from rhumbline.errors import ConfigError
+from tests.rhumbline.sweep_fakes import BASE
 
-BASE = """
-job: ppo
-name: base
-rewards:
-  sources:
-    - {kind: rules, heads: {length: {rule: verbosity}, words: {rule: verbosity}}}
-  objectives:
-    preference: {heads: {words: 1.0}}
-    absolute: {heads: {length: 1.0}}
-directions: {fixed: {preference: 0.5, absolute: 0.5}}
-"""
 SWEEP = """
 job: sweep
 recipe: ../base.yaml
@@ -152,48 +142,49 @@ def test_a_dumped_search_loads_again(sweep_file: Path) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
+# What stands in SWEEP -> what stands there instead -> what the message says.
+FAULTS = {
+    "ppo.kl.coefficient:": {
+        "ppo.kl.coeficient:": "unknown key ppo.kl.coeficient. Did you mean 'coefficient'?",
+        "pppo.kl.coefficient:": "unknown key pppo. Did you mean 'ppo'?",
+    },
+    "values: [0.02, 1.0e-5]": {
+        "values: [0.02, -1]": "space, at {directions.fixed: 0, ppo.kl.coefficient: -1}: ",
+        "values: [0.02, 0.02]": "values has one twice",
+        "values: []": "space.ppo.kl.coefficient.values: List should have at least 1 item",
+        "values: [1], int: [1, 2]": "expected one of values, uniform, loguniform, int, found",
+        "": "expected one of values, uniform, loguniform, int, found none",
+        "valuse: [1]": "unknown key space.ppo.kl.coefficient.valuse. Did you mean 'values'?",
+        "uniform: [0, 1]": "search.algorithm grid needs values or int in every dimension",
+        "loguniform: [0, 1]": "loguniform needs a low end above 0",
+        "int: [3, 3]": "int must rise from low to high",
+    },
+    "simplex: [preference, absolute]": {
+        "simplex: [preference, absolut]": "absolut: unknown objective. Did you mean 'absolute'?",
+        "simplex: [preference, preference]": "simplex needs two objectives",
+    },
+    "[0, 0.25, 0.5, 0.75, 1]": {
+        "[0, 1.5]": "simplex: a weight lies in 0..1, got 1.5",
+    },
+    "overrides: {steps: 3}": {
+        "overrides: {stepss: 3}": "unknown key stepss. Did you mean 'steps'?",
+        "overrides: {ppo.kl.coefficient: 3}": "stands in overrides and in space",
+        "overrides: {name: x}": "name is no key to search or override",
+    },
+    "recipe: ../base.yaml": {
+        "recipe: ../bass.yaml": "recipe not found: ",
+    },
+    "job: sweep": {
+        "job: ppo": "is a recipe of jobs/ppo.py (its key job), not of jobs/sweep.py",
+        "job: sweep\nscheduler: asha": "scheduler asha compares trials by one figure, metrics names 2 (reward, kl)",
+        "job: sweep\nmetrics: {}": "metrics: Dictionary should have at least 1 item",
+        "job: sweep\nmetrics: {reward: up}": "metrics.reward: Input should be 'max' or 'min', got 'up'",
+    },
+}
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("ppo.kl.coefficient:", "ppo.kl.coeficient:", "unknown key ppo.kl.coeficient. Did you mean 'coefficient'?"),
-        ("ppo.kl.coefficient:", "pppo.kl.coefficient:", "unknown key pppo. Did you mean 'ppo'?"),
-        ("values: [0.02, 1.0e-5]", "values: [0.02, -1]", "space, at {directions.fixed: 0, ppo.kl.coefficient: -1}: "),
-        ("values: [0.02, 1.0e-5]", "values: [0.02, 0.02]", "values has one twice"),
-        ("values: [0.02, 1.0e-5]", "values: []", "space.ppo.kl.coefficient.values: List should have at least 1 item"),
-        (
-            "values: [0.02, 1.0e-5]",
-            "values: [1], int: [1, 2]",
-            "expected one of values, uniform, loguniform, int, found",
-        ),
-        ("values: [0.02, 1.0e-5]", "", "expected one of values, uniform, loguniform, int, found none"),
-        (
-            "values: [0.02, 1.0e-5]",
-            "valuse: [1]",
-            "unknown key space.ppo.kl.coefficient.valuse. Did you mean 'values'?",
-        ),
-        ("values: [0.02, 1.0e-5]", "uniform: [0, 1]", "search.algorithm grid needs values or int in every dimension"),
-        ("values: [0.02, 1.0e-5]", "loguniform: [0, 1]", "loguniform needs a low end above 0"),
-        ("values: [0.02, 1.0e-5]", "int: [3, 3]", "int must rise from low to high"),
-        (
-            "simplex: [preference, absolute]",
-            "simplex: [preference, absolut]",
-            "absolut: unknown objective. Did you mean 'absolute'?",
-        ),
-        ("simplex: [preference, absolute]", "simplex: [preference, preference]", "simplex needs two objectives"),
-        ("[0, 0.25, 0.5, 0.75, 1]", "[0, 1.5]", "simplex: a weight lies in 0..1, got 1.5"),
-        ("overrides: {steps: 3}", "overrides: {stepss: 3}", "unknown key stepss. Did you mean 'steps'?"),
-        ("overrides: {steps: 3}", "overrides: {ppo.kl.coefficient: 3}", "stands in overrides and in space"),
-        ("overrides: {steps: 3}", "overrides: {name: x}", "name is no key to search or override"),
-        ("recipe: ../base.yaml", "recipe: ../bass.yaml", "recipe not found: "),
-        ("job: sweep", "job: ppo", "is a recipe of jobs/ppo.py (its key job), not of jobs/sweep.py"),
-        (
-            "job: sweep",
-            "job: sweep\nscheduler: asha",
-            "scheduler asha compares trials by one figure, metrics names 2 (reward, kl)",
-        ),
-        ("job: sweep", "job: sweep\nmetrics: {}", "metrics: Dictionary should have at least 1 item"),
-        ("job: sweep", "job: sweep\nmetrics: {reward: up}", "metrics.reward: Input should be 'max' or 'min', got 'up'"),
-    ],
+    ("old", "new", "says"), [(old, new, says) for old, changes in FAULTS.items() for new, says in changes.items()]
 )
 def test_faults_are_named_before_anything_starts(sweep_file: Path, old: str, new: str, says: str) -> None:
     assert old in SWEEP
@@ -237,6 +228,16 @@ def test_kl_is_no_figure_of_trials_that_do_not_measure_it(sweep_file: Path) -> N
     load_sweep(sweep_file, ["overrides={evaluation.kl: false}"])
 
 
+def test_a_win_rate_is_a_figure_of_trials_that_have_a_judge(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP + "metrics: {win_rate: max, kl: min}\n")
+    assert "metrics names win_rate, and the recipe has no evaluation.win_rate" in refusal(sweep_file)
+    judged = "overrides={evaluation.win_rate.head: words}"
+    assert list(load_sweep(sweep_file, [judged]).metrics) == ["win_rate", "kl"]
+    assert "evaluation.initial_policy is false" in refusal(
+        sweep_file, judged, "overrides.evaluation.initial_policy=false"
+    )
+
+
 def test_a_soup_that_trains_its_policies_is_no_trial(sweep_file: Path) -> None:
     base = BASE.replace("job: ppo", "job: soups").replace("directions: {fixed: {preference: 0.5, absolute: 0.5}}", "")
     (sweep_file.parents[1] / "base.yaml").write_text(base + "train: x.yaml\ninitial: {strategy: none}\n")
@@ -249,8 +250,5 @@ SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "recipes" / "sweeps").glo
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_every_shipped_search_loads(path: Path) -> None:
-    base = path.parent / str(yaml.safe_load(path.read_text())["recipe"])
-    if not base.is_file():
-        pytest.skip(f"{base} is not there")
     sweep = load_sweep(path)
     assert sweep.adaptive or sweep.points()

@@ -37,7 +37,10 @@ def test_encode_by_hand():
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert (start, end) == (256, 257)
     byte = {c: tokenizer.convert_tokens_to_ids(c) for c in "sytemurahi vol!k"} | {"\n": tokenizer("\n")["input_ids"][0]}
-    spelled = lambda text: [byte[c] for c in text]  # noqa: E731
+
+    def spelled(text):
+        return [byte[c] for c in text]
+
     encoded = encode((system("v"), user("hi")), "ok!", tokenizer)
     prompt = [start, *spelled("system\nv"), end, *spelled("\n"), start, *spelled("user\nhi"), end, *spelled("\n")]
     assert list(encoded.token_ids) == [*prompt, start, *tokenizer("assistant\n")["input_ids"], *spelled("ok!"), end]

@@ -318,3 +318,32 @@ def test_the_page_in_a_real_browser(folder: Path, tmp_path: Path) -> None:
     assert no_direction == "No direction"
     assert points == 2 * 4 + 1
     assert "owned" not in title
+
+
+def test_a_win_rate_stands_in_the_tables_of_report_and_card_with_its_judge(tmp_path: Path) -> None:
+    scored = obedient()
+    wins = {s.completion.id: float(s.completion.query.prompt.id < "p05") for s in scored}  # 5 of 20 prompts
+    judged = PolicyEvaluation.from_scored(
+        scored,
+        t=1,
+        label="t=1",
+        signs={"helpfulness": 1, "verbosity": -1},
+        reference_point={"helpfulness": 20.0, "verbosity": 95.0},
+        wins=wins,
+        wins_by="quality & calm",
+        bootstrap=100,
+    ).to_json()
+    with_rate = report(evaluations=[judged], health=())
+    page = write_report(tmp_path / "report", with_rate).read_text()
+    assert page.count('<th scope="col">win rate, by quality &amp; calm</th>') == 3  # of iterations, of both policies
+    assert f"<td>{say_interval(judged['win_rate'])}</td>" in page
+    assert '<h2>Win rate over the initial policy</h2><p class="value">25%</p>' in page
+    assert "quality &amp; calm is the head of the reward model that says which answer wins" in page
+    card = write_card(tmp_path / "README.md", with_rate, None).read_text()
+    table = [line for line in card.splitlines() if line.startswith("|")]
+    assert table[0].endswith("| tokens | KL, nats | win rate, by quality &amp; calm |")
+    assert {line.count("|") for line in table} == {7}
+    assert all(line.endswith(f"{say_interval(judged['directions'][0]['win_rate'])} |") for line in table[2:3])
+    plain = write_card(tmp_path / "README.md", report(), None).read_text()
+    assert {line.count("|") for line in plain.splitlines() if line.startswith("|")} == {6}
+    assert "win rate" not in plain

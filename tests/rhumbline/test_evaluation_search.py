@@ -145,7 +145,7 @@ def test_the_report_has_table_front_coordinates_and_a_ready_recipe(tmp_path: Pat
     summary = json.loads(files["summary.json"])
     assert (summary["front"], summary["best"], summary["counted"]) == ([0, 1, 2], 1, 4)
     page = files["index.md"].decode()
-    assert "| 1* | 0.25 | 0.1 | 8 | 2 | trials/t-1 |" in page
+    assert "| 1* | 0.25 | 0.1 | 8 | 2 | 20 | trials/t-1 |" in page  # every figure, the metrics first
     assert "- 4 (weight of preference 1.0, ppo.kl.coefficient 0.0001): failed: NaN in the loss at step 3" in page
 
 

@@ -11,7 +11,6 @@ from rhumbline.errors import ConfigError, DataError
 from rhumbline.fitting.absolute_labels import (
     WEIGHTINGS,
     Labelled,
-    Similarity,
     aggregate,
     loss_weights,
     paraphrase,
@@ -154,7 +153,10 @@ def test_paraphrases_lose_what_they_do_not_say() -> None:
 
 def test_callables_that_do_not_keep_their_word() -> None:
     answers = [Labelled(prompt=asked("p"), response="a", label=0.1)]
-    one: Similarity = lambda originals, texts: [1.0] * len(texts)  # noqa: E731
+
+    def one(originals: Sequence[str], texts: Sequence[str]) -> list[float]:
+        return [1.0] * len(texts)
+
     with pytest.raises(DataError, match="paraphraser: gave 2 results for 1 answers"):
         paraphrase(answers, lambda pairs: ["b", "c"], one)
     with pytest.raises(DataError, match="similarity: gave 0 results for 1 answers"):

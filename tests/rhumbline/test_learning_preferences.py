@@ -1,3 +1,5 @@
+"""Training on pairs and judged answers: the loss of a batch, where training starts, what it learns, however it is cut."""
+
 from __future__ import annotations
 
 import json
@@ -14,90 +16,24 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
-from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
-from rhumbline.errors import ConfigError, DataError, TrainingError
+from rhumbline.errors import DataError, TrainingError
 from rhumbline.learning.policy import load_policy, load_tokenizer
-from rhumbline.learning.preferences import balanced, fit_preferences
+from rhumbline.learning.preferences import balanced
 from rhumbline.learning.train import fit
 from rhumbline.learning.units import encode_judged
 from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
 from rhumbline.losses.rows import report, row_weights, widen
-from rhumbline.records import Judged, Message, Pair
-from tests.rhumbline.learning_fakes import examples, quick, tiny_policy
+from tests.rhumbline.learning_fakes import Log, examples, quick, tiny_policy
+from tests.rhumbline.preference_fakes import data, judged, loss_of, pair, to_two_prompts, train
 
 LORA = {"r": 4, "alpha": 8}
 KINDS = ("dpo", "ipo", "jpo", "modpo", "kto", "bco")
-OBJECTIVES = ("helpfulness", "brevity")
-LETTERS = "abcdefghijkl"
 
 
 @pytest.fixture
 def policy(tmp_path) -> Path:
     return tiny_policy(tmp_path / "policy")
-
-
-def pair(index: int, chosen: str = "", rejected: str = "", **fields: Any) -> Pair:
-    angle = 0.3 * (index % 3)
-    known: dict[str, Any] = {
-        "id": f"p{index}",
-        "messages": (Message(role="user", content=f"q{index}"),),
-        "chosen": chosen or LETTERS[: 3 + index % 8],
-        "rejected": rejected or LETTERS[::-1][: 11 - index % 7],
-        "gaps": (0.5 + 0.1 * index, -0.7),
-        "direction": (math.cos(angle), math.sin(angle)),
-    }
-    return Pair(**known | fields)
-
-
-def to_two_prompts(index: int, **fields: Any) -> Pair:
-    return pair(index, rejected_messages=(Message(role="user", content="x" * (3 + index)),), **fields)
-
-
-def judged(index: int, **fields: Any) -> Judged:
-    """Two answers of each prompt, one of three desirable."""
-    known: dict[str, Any] = {
-        "id": f"j{index}",
-        "prompt_id": f"q{index // 2}",
-        "messages": (Message(role="user", content=f"q{index // 2}" + "?" * (index // 2)),),
-        "response": LETTERS[index % 3 : 5 + index % 7],
-        "desirable": index % 3 == 0,
-    }
-    return Judged(**known | fields)
-
-
-def data(kind: str, count: int) -> list[Any]:
-    return [judged(i) if kind in UNPAIRED_LOSSES else pair(i) for i in range(count)]
-
-
-def loss_of(kind: Any, **fields: Any) -> config.PreferenceLoss:
-    return config.PreferenceLoss(kind=kind, learned="helpfulness" if kind == "modpo" else None, **fields)
-
-
-class Log:
-    """Figures of every step, and the folders that were reported."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.figures: list[dict[str, Any]] = []
-        self.folders: list[Path] = []
-        self.stop_after = stop_after
-
-    def __call__(self, figures: dict[str, Any], folder: Path | None) -> None:
-        self.figures.append(figures)
-        if folder is not None:
-            self.folders.append(folder)
-        if len(self.figures) == self.stop_after:
-            raise KeyboardInterrupt
-
-    def of(self, name: str) -> list[float]:
-        return [f[f"learn/{name}"] for f in self.figures]
-
-
-def train(policy: Path, out: Path, samples: list[Any], loss: config.PreferenceLoss, **given: Any) -> Log:
-    log = Log()
-    settings: dict[str, Any] = {"learner": quick(), "seed": 7, "report": log, "objectives": OBJECTIVES}
-    fit_preferences(samples, loss=loss, policy_dir=policy, out_dir=out, **settings | given)
-    return log
 
 
 # --- an independent implementation: one padded batch, torch's own log_softmax, the formulas written out ---------------
@@ -374,93 +310,7 @@ def test_two_workers_make_the_update_of_one(policy, tmp_path):
         assert first[-1]["learn/tokens"] == one[-1]["learn/tokens"]
 
 
-# --- what it cannot learn from ----------------------------------------------------------------------------------------
-
-
-def test_pairs_are_dropped_and_counted(policy, tmp_path):
-    pairs = [
-        *data("dpo", 5),
-        pair(5, rejected="x" * 500),
-        pair(6, chosen="same", rejected="same"),
-        pair(7, rejected=" ", chosen_complete=False),
-    ]
-    empty = Pair(id="p8", messages=pairs[0].messages, chosen="a", rejected="", rejected_complete=False)
-    learner = quick(max_length=256, epochs=1)
-    result = fit_preferences(
-        [*pairs, empty], learner=learner, loss=loss_of("dpo"), policy_dir=policy, out_dir=tmp_path / "out", seed=7
-    )
-    assert (result.num_examples, result.dropped_too_long, result.dropped_equal, result.dropped_empty) == (6, 1, 1, 1)
-    tokenizer = load_tokenizer(policy)
-    kept = [pairs[i] for i in (0, 1, 2, 3, 4, 7)]
-    sides = [(p.messages, p.chosen, tokenizer, p.chosen_complete) for p in kept]
-    sides += [(p.messages, p.rejected, tokenizer, p.rejected_complete) for p in kept]
-    assert result.tokens == sum(len(encode(*side)) for side in sides)
-
-
-def test_nothing_to_learn_from_says_why(policy, tmp_path):
-    pairs = [pair(0, rejected="x" * 500), pair(1, chosen="b", rejected="b")]
-    with pytest.raises(TrainingError, match=r"of 2 pairs 1 are longer than 256 .* 0 have no .* 1 have two equal"):
-        train(policy, tmp_path / "out", pairs, loss_of("dpo"), learner=quick(max_length=256))
-    with pytest.raises(TrainingError, match="of 0 judged answers"):
-        train(policy, tmp_path / "out", [], loss_of("kto"))
-
-
-def test_records_of_the_other_kind_are_refused(policy, tmp_path):
-    with pytest.raises(DataError, match="the loss kto learns from records of Judged"):
-        train(policy, tmp_path / "out", data("dpo", 2), loss_of("kto"))
-    with pytest.raises(DataError, match="the loss ipo learns from records of Pair"):
-        train(policy, tmp_path / "out", data("kto", 2), loss_of("ipo"))
-    with pytest.raises(DataError, match="weight is nan"):
-        train(policy, tmp_path / "out", [pair(0, weight=math.nan)], loss_of("dpo"))
-
-
-def test_modpo_needs_gaps_a_direction_and_a_weight_for_what_it_learns(policy, tmp_path):
-    for fields, match in (
-        ({"gaps": ()}, r"pair p0: modpo needs a reward gap .* got 0 gaps and 2 weights"),
-        ({"direction": None}, "got 2 gaps and 0 weights"),
-        ({"gaps": (0.0, math.nan)}, "a reward gap is no number"),
-        ({"direction": (0.0, 1.0)}, r"gives helpfulness.*the weight 0, expected another than 0"),
-    ):
-        with pytest.raises(DataError, match=match):
-            train(policy, tmp_path / "out", [pair(0, **fields)], loss_of("modpo"))
-    with pytest.raises(ConfigError, match=r"loss\.learned is helpfulness, .* one objective: quality"):
-        train(policy, tmp_path / "out", [pair(0)], loss_of("modpo"), objectives=("quality",))
-    # That of the learned objective is not read.
-    train(policy, tmp_path / "out", [pair(0, gaps=(math.nan, 1.0))], loss_of("modpo"))
-
-
-def test_kto_needs_two_prompts_and_bco_one(policy, tmp_path):
-    alone = [judged(i, prompt_id="q0") for i in range(4)]
-    with pytest.raises(DataError, match="all 4 samples are of the prompt 'q0'"):
-        train(policy, tmp_path / "out", alone, loss_of("kto"))
-    train(policy, tmp_path / "out", alone, loss_of("bco"))
-
-
-def test_mismatched_answers_are_to_other_prompts(policy):
-    tokenizer = load_tokenizer(policy)
-    samples = [judged(i, prompt_id=f"q{i // 4}", messages=judged(i // 4 * 2).messages) for i in range(16)]
-    units, _ = encode_judged(samples, tokenizer, 512, mismatched_seed=7)
-    said_to: dict[tuple[int, ...], set[str]] = {}  # an answer -> the prompts that it was given to
-    for sample, unit in zip(samples, units, strict=True):
-        (answer,) = unit.sides
-        said_to.setdefault(answer.token_ids[answer.prompt_length :], set()).add(sample.prompt_id)
-    for sample, unit in zip(samples, units, strict=True):
-        (answer,), (mismatched,) = unit.sides, unit.mismatched
-        assert mismatched.token_ids[: mismatched.prompt_length] == answer.token_ids[: answer.prompt_length]
-        assert said_to[mismatched.token_ids[mismatched.prompt_length :]] - {sample.prompt_id}
-    assert units == encode_judged(samples, tokenizer, 512, mismatched_seed=7)[0]
-    assert units != encode_judged(samples, tokenizer, 512, mismatched_seed=8)[0]
-
-
-def test_a_prompt_that_leaves_no_room_for_any_other_answer_is_too_long(policy):
-    tokenizer = load_tokenizer(policy)
-    samples = [judged(0, response="a"), judged(2, response="b" * 20), judged(4, response="c" * 20)]
-    longest = len(encode(samples[2].messages, samples[2].response, tokenizer))
-    units, dropped = encode_judged(samples, tokenizer, longest, mismatched_seed=7)
-    assert (len(units), dropped.too_long) == (3, 0)
-    samples[0] = judged(0, response="a", messages=(Message(role="user", content="?" * 12),))
-    units, dropped = encode_judged(samples, tokenizer, longest, mismatched_seed=7)
-    assert ([u.id for u in units], dropped.too_long) == (["j2", "j4"], 1)
+# --- a loss that is no number, and one that is new --------------------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_names_the_batch(policy, tmp_path):

@@ -18,6 +18,7 @@ from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
 from rhumbline.records import Example, Message
+from rhumbline.tables import from_parquet
 from tests.rhumbline.learning_fakes import example, examples, quick, tiny_policy
 
 LORA = {"r": 4, "alpha": 8}
@@ -154,6 +155,8 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(policy, tmp_path, monkeypa
     assert not (tmp_path / "out" / "model.safetensors").exists()
     kept = json.loads((tmp_path / "nan-batch.json").read_text())
     assert kept == {"step": 2, "samples": [f"e{i}" for i in Order(16, 4, 2, 7)[2]]}
+    saved = {example.id: example for example in examples(16)}
+    assert from_parquet((tmp_path / "failed-batch.parquet").read_bytes()) == [saved[id_] for id_ in kept["samples"]]
 
 
 def test_nothing_to_learn_from_says_why(policy, tmp_path):

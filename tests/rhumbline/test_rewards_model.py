@@ -199,3 +199,34 @@ def test_the_real_model_tells_good_answers_from_bad_ones() -> None:
     assert rewards_NK[0, 0] > rewards_NK[1, 0] + 5
     assert rewards_NK[0, 0] > rewards_NK[2, 0] + 5
     assert rewards_NK[0, 1] > rewards_NK[2, 1]
+
+
+HELD_OUT = {**RULES, "objectives": {"brevity": {"heads": {"long": -1.0}}, "length": {"heads": {"long": 1.0}}}}
+
+
+def test_a_source_of_no_objective_is_asked_for_its_head_alone() -> None:
+    trained, judge = Counting(), Counting()
+    judge.heads = (Head(name="judge", source="test", **SCALES["unit"]),)
+    heads = [*trained.heads, *judge.heads]
+    model = RewardModel([trained, judge], Objectives.build({"x": Objective(heads={"count": 2.0})}, heads))
+    batch = [(ask("p"), "a"), (ask("p"), "bb")]
+    assert model.score(batch).tolist() == [[2], [4]]
+    assert judge.asked == []
+    assert model.score_head(batch, "judge").tolist() == [1, 2]
+    assert len(trained.asked) == len(judge.asked) == 2
+    assert model.score_head(batch, "count").tolist() == [1, 2]
+    assert model.score_heads(batch).tolist() == [[1, 1], [2, 2]]
+    assert len(trained.asked) == len(judge.asked) == 2  # all of it remembered
+
+
+def test_a_held_out_source_is_no_part_of_what_was_trained_on() -> None:
+    alone = {**HELD_OUT, "sources": HELD_OUT["sources"][:1]}
+    assert build(HELD_OUT).id == build(alone).id
+    assert build().id != build(HELD_OUT).id
+
+
+def test_a_head_that_no_source_gives_is_named_with_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.win_rate\.head: no source of rewards\.sources gives the head"):
+        build().source_of("loop", "evaluation.win_rate.head")
+    with pytest.raises(ConfigError, match=r"Did you mean 'loops'\? Known heads: long, loops, lists"):
+        build().score_head([], "loop")

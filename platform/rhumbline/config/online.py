@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -14,16 +15,20 @@ class Kl(Section):
     """What it costs to leave the reference policy, the one that training starts from."""
 
     place: Literal["reward", "loss"] = "reward"  # taken off the reward per token (k1), or added to the loss
-    estimator: Literal["k1", "k2", "k3", "k3_k2"] = "k3_k2"  # in the loss; in the reward it is k1
-    controller: Literal["fixed", "adaptive"] = "fixed"
+    estimator: str = "k3_k2"  # in the loss: a key of rhumbline.losses.KL_ESTIMATORS; in the reward it is k1
+    controller: str = "fixed"  # fixed, adaptive: a key of rhumbline.losses.KL_CONTROLLERS
     coefficient: float = Field(0.02, ge=0)  # beta; the first one where the controller is adaptive
-    target: float | None = Field(None, gt=0)  # adaptive: nats per answer
+    target: float | None = Field(None, gt=0)  # adaptive, and others that steer: nats per answer
     horizon: float = Field(10000, gt=0)  # adaptive: answers over which an error of 20% moves beta by 20%
 
     @model_validator(mode="after")
     def _reachable(self) -> Kl:
-        if (self.controller == "adaptive") != (self.target is not None):
-            raise ValueError("kl: the adaptive controller, and it alone, needs kl.target, in nats per answer")
+        if self.controller == "adaptive" and self.target is None:
+            raise ValueError("kl: the adaptive controller needs kl.target, in nats per answer")
+        if self.controller == "fixed" and self.target is not None:
+            raise ValueError(
+                f"kl.target is {self.target:g}, and kl.controller fixed steers to none: give adaptive, or leave kl.target out"
+            )
         if self.controller == "adaptive" and self.coefficient == 0:
             raise ValueError(
                 "kl.coefficient is 0, which the adaptive controller multiplies: it would stay 0. Give more"
@@ -67,7 +72,7 @@ class Ppo(Update):
 
 
 class Grpo(Update):
-    advantage: Literal["standardised", "centred", "leave_one_out"] = "standardised"
+    advantage: str = "standardised"  # standardised, centred, leave_one_out: a key of rhumbline.losses.GROUP_ADVANTAGES
     per_objective: bool = False  # each objective on its own within the group, then the weighted sum (GDPO)
     kl: GrpoKl = GrpoKl()
 
@@ -81,7 +86,9 @@ class Grpo(Update):
         return self
 
 
-class OnlineRecipe(Run):
+class OnlineRecipe(Run, ABC):
+    """What jobs/ppo.py and jobs/grpo.py share. Each has a section of its own for the algorithm."""
+
     steps: int = Field(100, gt=0)  # T: rollouts and the updates on them
     prompts_per_step: int = Field(64, gt=0)
     overlap: bool = False  # the next rollouts are generated during the update, one version behind
@@ -138,9 +145,9 @@ class OnlineRecipe(Run):
         """How many are asked for."""
         return self.prompts_per_step * self.directions.per_prompt * self.samples
 
+    @abstractmethod
     def update(self) -> Update:
         """The section of its algorithm."""
-        raise NotImplementedError
 
 
 class PpoRecipe(OnlineRecipe):

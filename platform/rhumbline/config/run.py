@@ -77,6 +77,11 @@ class Run(Section):
             raise ValueError(f"evaluation.reference_point must name every objective: {', '.join(names)}")
         if self.evaluation.angles_deg is not None and len(names) != 2:
             raise ValueError("evaluation.angles_deg needs two objectives: give evaluation.grid")
+        if self.evaluation.win_rate is not None and not self.evaluation.initial_policy:
+            raise ValueError(
+                "evaluation.win_rate is against the initial policy, and evaluation.initial_policy is false: leave one of the "
+                "two out"
+            )
         if self.initial.strategy == "adapter" and self.initial.adapter is None:
             raise ValueError("initial.strategy 'adapter' needs initial.adapter: the conditioned policy to start from")
         if self.initial.strategy == "steerlm" and self.initial.labelled is None:

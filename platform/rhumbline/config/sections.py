@@ -240,6 +240,12 @@ class Selection(Section):
     keep_best: bool = False  # pooled: what earlier iterations kept for a prompt competes again
 
 
+class WinRate(Section):
+    """How often a policy's answers beat those of the initial policy, to the same held-out prompts."""
+
+    head: str  # of one of rewards.sources, on 0-100; it need be no objective, and then nothing is trained on it
+
+
 class Evaluation(Section):
     # K=2: directions to evaluate; None: `grid` evenly spaced over the region
     angles_deg: list[float] | None = Field(None, min_length=1)
@@ -250,3 +256,4 @@ class Evaluation(Section):
     reference_point: dict[str, float] | None = None  # None: calibration minimum - 10% of the range, frozen, printed
     kl: bool = True
     initial_policy: bool = True  # also evaluate the initial policy without a direction
+    win_rate: WinRate | None = None

@@ -34,7 +34,8 @@ Point = dict[str, Any]  # dotted key -> value
 Reals = tuple[float, float]
 Whole = tuple[int, int]
 FORMS = ("values", "uniform", "loguniform", "int")
-FIGURES = ("reward", "kl", "length", "hypervolume")  # of every trial, beside objective/<name>: `actors.summary.figures`
+# Of trials, beside objective/<name>: `actors.summary.figures`. win_rate: where evaluation.win_rate is given.
+FIGURES = ("reward", "kl", "length", "hypervolume", "win_rate")
 
 
 class Dimension(Section):
@@ -264,6 +265,11 @@ def _check_trial(sweep: SweepRecipe, trial: Run) -> None:
         )
     if "kl" in sweep.metrics and not trial.evaluation.kl:
         raise ConfigError("metrics names kl, and evaluation.kl is false: set it to true, or leave kl out of metrics")
+    if "win_rate" in sweep.metrics and trial.evaluation.win_rate is None:
+        raise ConfigError(
+            "metrics names win_rate, and the recipe has no evaluation.win_rate: give the head of a scorer, for example "
+            "overrides={evaluation.win_rate.head: helpfulness}, or leave win_rate out of metrics"
+        )
     if isinstance(trial, SoupRecipe) and trial.train is not None:
         raise ConfigError(
             f"train is {trial.train}: the runs that train a soup's policies ask for resources that no trial holds. Train them "

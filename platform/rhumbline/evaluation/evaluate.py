@@ -46,6 +46,7 @@ class DirectionResult:
     covariance: tuple[Vector, ...]  # (K, K) of the mean reward vector under resampling
     length: Interval  # response tokens, the end token included
     kl: Interval | None  # nats per response: mean of log pi(y) - log pi_initial(y) over sampled y
+    win_rate: Interval | None  # against the initial policy, 0.5: as often better as worse
     n: int  # completions
     finished_share: float  # of completions that ended by themselves
     pareto: bool  # no other direction of this policy is at least as good everywhere and better somewhere
@@ -59,6 +60,7 @@ class DirectionResult:
             "covariance": [[finite(c) for c in row] for row in self.covariance],
             "length": self.length.to_json(),
             "kl": _one(self.kl),
+            "win_rate": _one(self.win_rate),
             "n": self.n,
             "finished_share": self.finished_share,
             "pareto": self.pareto,
@@ -84,6 +86,8 @@ class PolicyEvaluation:
     own_direction_regret: Interval | None  # mean over directions, in units of v . r / scale
     angular_error_deg: Interval | None
     length_ratio: Interval | None  # last over first direction; K = 2 only
+    win_rate: Interval | None  # against the initial policy, directions weighing the same within each prompt
+    win_rate_head: str | None  # the scorer's head that says which answer wins
     bootstrap: int  # B
     seed: int
     grouped: Grouped  # the arrays behind it
@@ -99,6 +103,8 @@ class PolicyEvaluation:
         reference_point: Mapping[str, float],
         scale: Mapping[str, float] | None = None,
         kl: Mapping[str, float] | None = None,
+        wins: Mapping[str, float] | None = None,
+        wins_by: str | None = None,
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> PolicyEvaluation:
@@ -108,13 +114,14 @@ class PolicyEvaluation:
             signs: objective -> +1 or -1 in recipe order; fronts and hypervolume maximise sign * value.
             reference_point: objective -> value, in the objective's own units. scale: objective -> standard deviation
             of the standardisation that selection used; None: v . r on raw scores. kl: completion id -> nats over the
-            whole response; None: not measured. bootstrap, seed: resamples, and the seed that makes evaluations of the
+            whole response; None: not measured. wins, wins_by: `evaluation.wins.win_shares`, and the head that they are by;
+            None: not measured. bootstrap, seed: resamples, and the seed that makes evaluations of the
             same prompts pair up.
 
         Raises ScoringError where nothing was scored or a reward vector does not fit the objectives.
         """
         names = list(signs)
-        grouped = group(scored, num_objectives=len(names), kl=kl)
+        grouped = group(scored, num_objectives=len(names), kl=kl, wins=wins)
         signs_K = np.array([signs[name] for name in names], dtype=np.float64)
         scale_K = np.array([1.0 if scale is None else scale[name] for name in names])
         reference_K = frontier.maximised([reference_point[name] for name in names], signs_K)
@@ -167,6 +174,8 @@ class PolicyEvaluation:
             own_direction_regret=overall(lambda v, r: controllability.regret(v, r).mean(axis=-1), scale_K),
             angular_error_deg=overall(controllability.angular_error_deg, 1.0),
             length_ratio=None if ends is None else ratio_of_means(*ends, counts_BP),
+            win_rate=None if wins is None else _win_rate(grouped.wins, counts_BP),
+            win_rate_head=None if wins is None else wins_by,
             bootstrap=bootstrap,
             seed=seed,
             grouped=grouped,
@@ -190,6 +199,8 @@ class PolicyEvaluation:
             "own_direction_regret": _one(self.own_direction_regret),
             "angular_error_deg": _one(self.angular_error_deg),
             "length_ratio": _one(self.length_ratio),
+            "win_rate": _one(self.win_rate),
+            "win_rate_head": self.win_rate_head,
             "neighbour_overlap": [finite(x) for x in self.grouped.neighbour_overlap],
             "own_overlap": self.grouped.own_overlap,
             "missing": self.grouped.missing,
@@ -208,6 +219,12 @@ def hypervolumes(points_BDK: FloatArray, reference_K: FloatArray) -> FloatArray:
     return np.array([frontier.hypervolume(p[np.all(np.isfinite(p), axis=1)], reference_K) for p in points_BDK])
 
 
+def _win_rate(wins_DP: FloatArray, counts_BP: FloatArray) -> Interval:
+    """Over all directions: their mean within each prompt first, so that a cell that is missing leaves the others alone."""
+    per_prompt_1P = prompt_means(wins_DP.T)[None]  # prompt_means averages over axis 1, here the directions
+    return Interval.of(float(prompt_means(per_prompt_1P)[0]), resampled_means(per_prompt_1P, counts_BP)[:, 0])
+
+
 def _directions(
     grouped: Grouped,
     names: Sequence[str],
@@ -219,6 +236,7 @@ def _directions(
 ) -> tuple[DirectionResult, ...]:
     length_D, length_BD = prompt_means(grouped.length), resampled_means(grouped.length, counts_BP)
     kl_D, kl_BD = prompt_means(grouped.kl), resampled_means(grouped.kl, counts_BP)
+    win_D, win_BD = prompt_means(grouped.wins), resampled_means(grouped.wins, counts_BP)
     directed = [d for d, vector in enumerate(grouped.vectors) if vector is not None]
     shown = directed or list(range(len(grouped.vectors)))
     pareto = dict(zip(shown, frontier.pareto_set(frontier.maximised(mean_DK[shown], signs_K)).tolist(), strict=True))
@@ -233,6 +251,7 @@ def _directions(
             covariance=tuple(tuple(row) for row in covariance(mean_BDK[:, d]).tolist()),
             length=Interval.of(length_D[d], length_BD[:, d]),
             kl=Interval.of(kl_D[d], kl_BD[:, d]) if np.isfinite(kl_D[d]) else None,
+            win_rate=Interval.of(win_D[d], win_BD[:, d]) if np.isfinite(win_D[d]) else None,
             n=grouped.num_answers[d],
             finished_share=grouped.finished_share[d],
             pareto=pareto.get(d, False),

@@ -37,6 +37,7 @@ class Grouped:
     rewards: FloatArray  # (D, P, K) 0-100
     length: FloatArray  # (D, P) response tokens, the end token included
     kl: FloatArray  # (D, P) nats per response; NaN where not measured
+    wins: FloatArray  # (D, P) share of wins over the initial policy's answers; NaN where not measured
     num_answers: tuple[int, ...]  # (D,)
     finished_share: tuple[float, ...]  # (D,) of answers that ended by themselves
     neighbour_overlap: tuple[float, ...]  # mean Jaccard of words between neighbouring directions' answers to a prompt
@@ -44,8 +45,17 @@ class Grouped:
     missing: int  # cells without an answer
 
 
-def group(scored: Sequence[Scored], *, num_objectives: int, kl: Mapping[str, float] | None = None) -> Grouped:
-    """Lay out scored answers. Raises ScoringError where there are none, or rewards are not K finite numbers."""
+def group(
+    scored: Sequence[Scored],
+    *,
+    num_objectives: int,
+    kl: Mapping[str, float] | None = None,
+    wins: Mapping[str, float] | None = None,
+) -> Grouped:
+    """Lay out scored answers; `kl` and `wins` are by completion id.
+
+    Raises ScoringError where there are none, or rewards are not K finite numbers.
+    """
     if not scored:
         raise ScoringError("nothing to evaluate: no answer was scored; see the failures of generation and scoring")
     for s in scored:
@@ -55,7 +65,7 @@ def group(scored: Sequence[Scored], *, num_objectives: int, kl: Mapping[str, flo
     prompts = tuple(sorted({s.completion.query.prompt.id for s in scored}))
     cells = _cells(scored, vectors, prompts)
     D, P = len(vectors), len(prompts)
-    nats = {} if kl is None else kl
+    nats, shares = {} if kl is None else kl, {} if wins is None else wins
     by_direction = [[s for p in range(P) for s in cells.get((d, p), ())] for d in range(D)]
     directed = [d for d, vector in enumerate(vectors) if vector is not None]
     own = list(_within(cells))
@@ -65,6 +75,7 @@ def group(scored: Sequence[Scored], *, num_objectives: int, kl: Mapping[str, flo
         rewards=_table(cells, (D, P, num_objectives), lambda s: s.rewards),
         length=_table(cells, (D, P, 1), lambda s: [len(s.completion.token_ids)])[..., 0],
         kl=_table(cells, (D, P, 1), lambda s: [nats.get(s.completion.id, np.nan)])[..., 0],
+        wins=_table(cells, (D, P, 1), lambda s: [shares.get(s.completion.id, np.nan)])[..., 0],
         num_answers=tuple(len(answers) for answers in by_direction),
         finished_share=tuple(sum(s.completion.finish_reason == "stop" for s in a) / len(a) for a in by_direction),
         neighbour_overlap=tuple(_mean(_between(cells, a, b, P)) for a, b in pairwise(directed)),

@@ -29,7 +29,9 @@ class Headline(NamedTuple):
 
 
 def headlines(evaluations: Sequence[JSON], initial: JSON | None) -> list[Headline]:
-    """Hypervolume of the last iteration, steerability, and response length at the two ends, as far as they exist."""
+    """Hypervolume of the last iteration, its win rate over the initial policy, steerability, and response length at the two
+    ends, as far as they exist.
+    """
     first, last = evaluations[0], evaluations[-1]
     volume = last["hypervolume"]
     details = [f"{last['label']}, 95% interval {say_number(volume['low'])} to {say_number(volume['high'])}"]
@@ -38,6 +40,18 @@ def headlines(evaluations: Sequence[JSON], initial: JSON | None) -> list[Headlin
         if gain is not None:
             details.append(f"{say_interval(gain.to_json(), signed=True)} over {earlier['label']}")
     found = [Headline("Hypervolume", say_number(volume["value"]), tuple(details))]
+    if last["win_rate"] is not None:
+        rate = last["win_rate"]
+        found.append(
+            Headline(
+                "Win rate over the initial policy",
+                say_share(rate["value"]),
+                (
+                    f"by {last['win_rate_head']}, on the same held-out prompts; a tie counts as half a win",
+                    f"95% interval {say_share(rate['low'])} to {say_share(rate['high'])}",
+                ),
+            )
+        )
     if last["spearman"] is not None:
         rho = last["spearman"]
         values = [interval["value"] for interval in rho.values()]

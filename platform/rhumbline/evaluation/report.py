@@ -138,6 +138,7 @@ def page(report: ReportInput, drawn: Sequence[plots.Plot]) -> str:
         report=report,
         summary=summary(report),
         headlines=headlines(report.evaluations, report.initial_policy),
+        winner=report.evaluations[-1]["win_rate_head"],
         verdict=verdict(report.health),
         figures=[(plot, Markup(plots.svg(plot.figure, plot.alt))) for plot in drawn],
         everyone=[*([] if report.initial_policy is None else [report.initial_policy]), *report.evaluations],

@@ -101,8 +101,7 @@ def _points(trials: Sequence[JSON], metrics: Metrics) -> FloatArray:
 
 def table(trials: Sequence[JSON], metrics: Metrics) -> list[dict[str, Any]]:
     """One row per trial in the order of their numbers: what was set, what came out, and why it does not count."""
-    on = set(front(trials, metrics))
-    figures = list(dict.fromkeys([*metrics, *(name for trial in trials for name in trial["figures"])]))
+    on, figures = set(front(trials, metrics)), reported(trials, metrics)
     return [
         {"number": trial["number"], "state": trial["state"], "front": trial["number"] in on}
         | {key: _said(value) for key, value in trial["point"].items()}
@@ -110,6 +109,11 @@ def table(trials: Sequence[JSON], metrics: Metrics) -> list[dict[str, Any]]:
         | {"not counted": fault(trial, metrics), "overrides": " ".join(trial["overrides"]), "folder": trial["folder"]}
         for trial in sorted(trials, key=lambda trial: int(trial["number"]))
     ]
+
+
+def reported(trials: Sequence[JSON], metrics: Metrics) -> list[str]:
+    """Every figure that some trial has: the metrics first, then those that it came to besides."""
+    return list(dict.fromkeys([*metrics, *(name for trial in trials for name in trial["figures"])]))
 
 
 def configuration(trial: JSON, headings: Mapping[str, str]) -> str:
@@ -274,22 +278,25 @@ def page(name: str, trials: Sequence[JSON], metrics: Metrics, headings: Mapping[
     if chosen is not None:
         lines += ["", "## Best", "", f"Trial {chosen['number']} ({configuration(chosen, headings)}): {rule}."]
         lines += ["Its recipe, ready to run: `best.yaml`.", "", "![front](front.png)", "", "![parallel](parallel.png)"]
-        keys = list(good[0]["point"])
+        keys, figures = list(good[0]["point"]), reported(good, metrics)
         lines += ["", "## Trials that count", "", "Those marked * are not dominated by any other.", ""]
-        lines += _row(["trial", *(headings.get(key, key) for key in keys), *metrics, "folder"])
-        lines += _row(["---"] * (len(keys) + len(metrics) + 2))
+        lines += _row(["trial", *(headings.get(key, key) for key in keys), *figures, "folder"])
+        lines += _row(["---"] * (len(keys) + len(figures) + 2))
         for trial in sorted(good, key=lambda trial: int(trial["number"])):
             mark = "*" if trial["number"] in on else ""
             values = [_said(trial["point"][key]) for key in keys]
-            lines += _row(
-                [f"{trial['number']}{mark}", *values, *(f"{trial['figures'][m]:.4g}" for m in metrics), trial["folder"]]
-            )
+            came = [_figure(trial["figures"].get(name)) for name in figures]
+            lines += _row([f"{trial['number']}{mark}", *values, *came, trial["folder"]])
     if lost:
         lines += ["", "## Trials that do not count", ""]
         lines += [
             f"- {t['number']} ({configuration(t, headings)}): {' '.join(fault(t, metrics).split())}" for t in lost
         ]
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _row(cells: Sequence[Any]) -> list[str]:

@@ -77,7 +77,7 @@ class Regression:
         mean_H, std_H = standard(task)
         self.labels_UH = (task.targets["labels"] - mean_H) / std_H
 
-    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002
+    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002  the interface's
         return self.task.members[unit]
 
     def mass(self, units: Sequence[int]) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Regression:
         self,
         outputs_MH: torch.Tensor,
         units: Sequence[int],
-        epochs: Sequence[int],  # noqa: ARG002
+        epochs: Sequence[int],  # noqa: ARG002  the interface's
         mass: torch.Tensor,
     ) -> torch.Tensor:
         labels_MH = torch.from_numpy(self.labels_UH[list(units)]).to(outputs_MH.device)
@@ -110,7 +110,7 @@ class Absolute:
         self.task, self.form = task, ABSOLUTE_FORMS[recipe.absolute.form]
         self.labels_U, self.weights_U = task.targets["labels"], task.targets["weights"]
 
-    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002
+    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002  the interface's
         return self.task.members[unit]
 
     def mass(self, units: Sequence[int]) -> torch.Tensor:
@@ -120,7 +120,7 @@ class Absolute:
         self,
         outputs_MH: torch.Tensor,
         units: Sequence[int],
-        epochs: Sequence[int],  # noqa: ARG002
+        epochs: Sequence[int],  # noqa: ARG002  the interface's
         mass: torch.Tensor,
     ) -> torch.Tensor:
         labels_M, weights_M = (
@@ -147,7 +147,7 @@ class Preference:
         for p, unit in enumerate(task.targets["unit"].astype(int)):
             self.pairs[unit].append(p)
 
-    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002
+    def members(self, unit: int, epoch: int) -> tuple[int, ...]:  # noqa: ARG002  the interface's
         return self.task.members[unit]
 
     def mass(self, units: Sequence[int]) -> torch.Tensor:
@@ -157,7 +157,7 @@ class Preference:
         self,
         outputs_MH: torch.Tensor,
         units: Sequence[int],
-        epochs: Sequence[int],  # noqa: ARG002
+        epochs: Sequence[int],  # noqa: ARG002  the interface's
         mass: torch.Tensor,
     ) -> torch.Tensor:
         sizes = np.array([len(self.task.members[u]) for u in units])

@@ -135,7 +135,7 @@ def describe(
 # --- what outputs mean ------------------------------------------------------------------------------------------------
 
 
-def _regression_maps(recipe: RewardRecipe, task: Task, outputs_NH: Array) -> Maps:  # noqa: ARG001
+def _regression_maps(recipe: RewardRecipe, task: Task, outputs_NH: Array) -> Maps:  # noqa: ARG001  one signature for all kinds
     mean_H, std_H = standard(task)
     return regression_maps(mean_H.tolist(), std_H.tolist())
 
@@ -148,7 +148,7 @@ def _absolute_maps(recipe: RewardRecipe, task: Task, outputs_NH: Array) -> Maps:
     return absolute_maps(outputs_NH[calibration_inputs(recipe, task)], link=_LINKS[recipe.absolute.form])
 
 
-def _comparer_maps(recipe: RewardRecipe, task: Task, outputs_NH: Array) -> Maps:  # noqa: ARG001
+def _comparer_maps(recipe: RewardRecipe, task: Task, outputs_NH: Array) -> Maps:  # noqa: ARG001  one signature for all kinds
     return comparer_maps()
 
 
@@ -175,7 +175,7 @@ def _rated(
 
 
 def _absolute(
-    recipe: RewardRecipe,  # noqa: ARG001
+    recipe: RewardRecipe,  # noqa: ARG001  one signature for all kinds
     task: Task,
     outputs_NH: Array,
     schema: Schema,
@@ -258,7 +258,7 @@ def _compared(
     recipe: RewardRecipe,
     task: Task,
     outputs_NH: Array,
-    schema: Schema,  # noqa: ARG001
+    schema: Schema,  # noqa: ARG001  one signature for all kinds
     draws: dict[str, int],
 ) -> dict[str, Any]:
     return _classes(recipe, [(task, outputs_NH)], draws)

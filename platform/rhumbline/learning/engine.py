@@ -129,7 +129,7 @@ class TorchEngine:
         try:
             stored = load_file(folder / "trained.safetensors")
             state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        except Exception as e:
+        except Exception as e:  # each library says in its own way that a file is missing or torn
             raise TrainingError(f"{folder} is no checkpoint to go on from: {e}") from e
         if stored.keys() != self.trained.keys():
             raise TrainingError(f"{folder} holds other weights than those that are trained: it is of another training")

@@ -2,8 +2,8 @@
 
     model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
     engine = make_engine(learner, model, adamw(model, learner.lr, learner.betas, learner.weight_decay), world)
-    steps = run(engine, order, learner, accumulate, ids, seed=7, world=world, out=out, identity=which)
-    adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world)
+    where = {"policy_dir": policy_dir, "out": out, "seed": 7, "world": world, "identity": which}
+    result = complete(engine, model, tokenizer, order, learner, accumulate, samples, dropped, **where)
 
 What is learned is the caller's: `accumulate` adds up the gradients of a step and says what it came to. A step's samples
 depend on (seed, step) alone, its random numbers on (seed, step, rank), and what `accumulate` carries from step to step is
@@ -23,17 +23,20 @@ from typing import Any
 
 import torch
 
-from rhumbline import config, durable
+from rhumbline import config, durable, tables
 from rhumbline.errors import TrainingError
 from rhumbline.learning import checkpoints, lora
 from rhumbline.learning.engine import DeepSpeedEngine, Engine, TorchEngine, World
 from rhumbline.learning.optim import cosine
 from rhumbline.learning.packing import Order, packed_attention
 from rhumbline.learning.policy import load_adapter, load_policy, merge_adapter, save_adapter, save_policy
+from rhumbline.learning.units import Dropped
 from rhumbline.queries import derive_seed
+from rhumbline.records import Example, Judged, Pair
 
 Report = Callable[[dict[str, Any], Path | None], None]  # figures of a step, and a folder where a checkpoint was written
-NAN_BATCH = "nan-batch.json"
+Record = Example | Pair | Judged
+NAN_BATCH, FAILED_BATCH = "nan-batch.json", "failed-batch.parquet"  # a step that came to no number: ids, and samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +83,62 @@ class TrainResult:
     resumed_at: int  # 0: from the start
 
 
+def complete(
+    engine: Engine,
+    model: Any,
+    tokenizer: Any,
+    order: Order,
+    learner: config.Learner,
+    accumulate: Accumulate,
+    samples: Sequence[Record],
+    dropped: Dropped,
+    *,
+    policy_dir: str | Path,
+    seed: int,
+    world: World,
+    out: Path,
+    identity: str,
+    resume_from: str | Path | None = None,
+    report: Report | None = None,
+    trust_remote_code: bool = False,
+) -> TrainResult:
+    """`run` to the end of `order`, then `publish`. policy_dir: what `model` was started from."""
+    steps = run(
+        engine,
+        order,
+        learner,
+        accumulate,
+        samples,
+        seed=seed,
+        world=world,
+        out=out,
+        identity=identity,
+        resume_from=resume_from,
+        report=report,
+    )
+    adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
+    return TrainResult(
+        checkpoint=out,
+        adapter=adapter,
+        steps=len(order),
+        tokens=steps.tokens,
+        seconds=steps.seconds,
+        tokens_per_s=steps.tokens_per_s,
+        final_loss=steps.loss,
+        num_examples=len(samples),
+        dropped_too_long=dropped.too_long,
+        dropped_empty=dropped.empty,
+        dropped_equal=dropped.equal,
+        resumed_at=steps.resumed_at,
+    )
+
+
 def run(
     engine: Engine,
     order: Order,
     learner: config.Learner,
     accumulate: Accumulate,
-    ids: Sequence[str],
+    samples: Sequence[Record],
     *,
     seed: int,
     world: World,
@@ -94,10 +147,10 @@ def run(
     resume_from: str | Path | None = None,
     report: Report | None = None,
 ) -> Steps:
-    """Make every step of `order` that `resume_from` has not. `ids` name the samples, in the order that `order` counts them.
+    """Make every step of `order` that `resume_from` has not. `samples` are those that `order` counts, in its order.
 
-    Raises TrainingError for a checkpoint of another training, and for a loss or a gradient that is no number, once the ids of
-    the step's samples are in nan-batch.json beside `out`.
+    Raises TrainingError for a checkpoint of another training, and for a loss or a gradient that is no number, once the step's
+    samples are in failed-batch.parquet beside `out`, and their ids in nan-batch.json.
     """
     state = {"tokens": 0, "loss": float("nan"), "carried": {}, **checkpoints.resume(engine, resume_from, identity)}
     start, loss, carried = int(state["step"]), float(state["loss"]), state["carried"]
@@ -109,10 +162,10 @@ def run(
         try:
             lr, grad_norm = update(engine, learner, loss, step, len(order))
         except TrainingError as e:
-            file = out.parent / NAN_BATCH
+            told, kept = out.parent / NAN_BATCH, out.parent / FAILED_BATCH
             if world.rank == 0:
-                _keep(file, step, [ids[i] for i in order[step]])
-            raise TrainingError(f"{e}. The ids of its samples are in {file}") from e
+                _keep(told, kept, step, [samples[i] for i in order[step]])
+            raise TrainingError(f"{e}. The ids of its samples are in {told}, the samples themselves in {kept}") from e
         own_tokens += made.tokens
         tokens += made.tokens
         folder = None
@@ -162,9 +215,11 @@ def update(engine: Engine, learner: config.Learner, loss: float, step: int, tota
     return lr, grad_norm
 
 
-def _keep(file: Path, step: int, ids: Sequence[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    durable.replace(file, durable.to_json({"step": step, "samples": ids}, indent=2).encode())
+def _keep(told: Path, kept: Path, step: int, samples: Sequence[Record]) -> None:
+    told.parent.mkdir(parents=True, exist_ok=True)
+    ids = [one.id for one in samples]
+    durable.replace(told, durable.to_json({"step": step, "samples": ids}, indent=2).encode())
+    durable.replace(kept, tables.to_parquet(samples))
 
 
 # --- before the first step, and after the last ------------------------------------------------------------------------

@@ -288,7 +288,7 @@ class OnlineLearner:
 
     def _control(self, kl: float, samples: int) -> None:
         said = self.settings.kl
-        options = {"target": said.target, "horizon": said.horizon} if said.controller == "adaptive" else {}
+        options = {} if said.target is None else {"target": said.target, "horizon": said.horizon}
         self.coefficient = KL_CONTROLLERS[said.controller](self.coefficient, kl=kl, samples=samples, **options)
 
     # --- across ranks -------------------------------------------------------------------------------------------------

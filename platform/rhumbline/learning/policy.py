@@ -224,6 +224,15 @@ def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: boo
     return adapted
 
 
+def weights_of(name: str | Path) -> str:
+    """What tells the weights behind a name from others: the `fingerprint` of its folder. Of the embedded policy the version of
+    its package, which its folder is made of. Raises ConfigError as `resolve` does.
+    """
+    if str(name) == EMBEDDED and importlib.util.find_spec(PACKAGE.replace("-", "_")) is not None:
+        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
+    return fingerprint(resolve(name))
+
+
 def fingerprint(folder: str | Path) -> str:
     """What tells the weights in a folder from others, without reading them all: a SHA-256 in hex.
 

@@ -34,10 +34,9 @@ from rhumbline.learning.loop import (
     Gradients,
     Report,
     TrainResult,
+    complete,
     make_engine,
-    publish,
     resting_dtype,
-    run,
     start,
 )
 from rhumbline.learning.optim import adamw
@@ -89,47 +88,38 @@ def fit_preferences(
     number, and for a checkpoint of another training.
     """
     set_threads(learner.threads)
-    world, out = World(rank, world_size), Path(out_dir)
+    world = World(rank, world_size)
     tokenizer = load_tokenizer(policy_dir, trust_remote_code)
     units, dropped = encode_samples(samples, tokenizer, learner.max_length, loss, objectives, weights, seed)
     if loss.kind in UNPAIRED_LOSSES:
         loss = balanced(loss, cast("Sequence[JudgedUnit]", units))
+    known = {sample.id: sample for sample in samples}
     order = Order(len(units), learner.batch_size, learner.epochs, seed)
     with ExitStack() as stack:
         model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
         engine = make_engine(learner, model, adamw(model, learner.lr, learner.betas, learner.weight_decay), world)
-        # Before `run`, which puts trained weights into the engine where it resumes.
+        # Before `complete`, which puts trained weights into the engine where it resumes.
         accumulate = _against_reference(
             engine, units, order, learner, loss, objectives, world, reference_dir, trust_remote_code
         )
-        steps = run(
+        return complete(
             engine,
+            model,
+            tokenizer,
             order,
             learner,
             accumulate,
-            [unit.id for unit in units],
+            [known[unit.id] for unit in units],
+            dropped,
+            policy_dir=policy_dir,
             seed=seed,
             world=world,
-            out=out,
+            out=Path(out_dir),
             identity=_identity(learner, loss, units, seed),
             resume_from=resume_from,
             report=report,
+            trust_remote_code=trust_remote_code,
         )
-        adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
-    return TrainResult(
-        checkpoint=out,
-        adapter=adapter,
-        steps=len(order),
-        tokens=steps.tokens,
-        seconds=steps.seconds,
-        tokens_per_s=steps.tokens_per_s,
-        final_loss=steps.loss,
-        num_examples=len(units),
-        dropped_too_long=dropped.too_long,
-        dropped_empty=dropped.empty,
-        dropped_equal=dropped.equal,
-        resumed_at=steps.resumed_at,
-    )
 
 
 def balanced(loss: config.PreferenceLoss, units: Sequence[JudgedUnit]) -> config.PreferenceLoss:

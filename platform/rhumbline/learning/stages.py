@@ -28,7 +28,7 @@ from rhumbline.data.dialogues import encode_example, hold_out, load_dialogues, w
 from rhumbline.errors import DataError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.logprobs import token_logprobs
-from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads
+from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads, weights_of
 from rhumbline.queries import derive_seed
 from rhumbline.records import Example
 
@@ -74,9 +74,10 @@ def context_of(policy: Path) -> int | None:
 def identities(recipe: SftRecipe, stages: Sequence[Stage]) -> list[str]:
     """A hash per stage of all that its weights and its figures depend on, the stages before it included."""
     out: list[str] = []
+    initial = weights_of(recipe.policy.initial)  # not its name: a folder may hold other weights by now
     for stage in stages:
         settings = [
-            recipe.policy.model_dump(mode="json"),
+            recipe.policy.model_dump(mode="json", exclude={"initial"}) | {"weights": initial},
             out[-1] if out else "",
             stage.learner.model_dump(mode="json", exclude=checkpoints.FREE),
             stage.seed,

@@ -25,11 +25,12 @@ from rhumbline.data.dialogues import encode_example
 from rhumbline.errors import DataError, TrainingError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import Engine, World
-from rhumbline.learning.loop import Gradients, Report, TrainResult, publish, run, start
+from rhumbline.learning.loop import Gradients, Report, TrainResult, complete, start
 from rhumbline.learning.loop import make_engine as make_engine
 from rhumbline.learning.optim import adamw
 from rhumbline.learning.packing import Order, bins, learned_logits, pack, packed_attention
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
+from rhumbline.learning.units import Dropped
 from rhumbline.losses.distill import distill
 from rhumbline.losses.sft import Reduction, sft, token_weights
 from rhumbline.records import Example
@@ -69,7 +70,7 @@ def fit(
     examples, for a loss that is no number, and for a checkpoint of another training.
     """
     set_threads(learner.threads)
-    world, out = World(rank, world_size), Path(out_dir)
+    world = World(rank, world_size)
     tokenizer = load_tokenizer(policy_dir, trust_remote_code)
     samples, too_long, empty = encode_examples(examples, tokenizer, learner.max_length)
     if not samples:
@@ -77,6 +78,7 @@ def fit(
             f"nothing to learn from: of {len(examples)} examples {too_long} are longer than {learner.max_length} "
             f"tokens (learner.max_length) and {empty} have no token to learn"
         )
+    known = {example.id: example for example in examples}
     order = Order(len(samples), learner.batch_size, learner.epochs, seed)
     with ExitStack() as stack:
         model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
@@ -89,33 +91,24 @@ def fit(
             loss = _accumulate(engine, teacher, batch, learner.micro_batch_tokens, reduction, world)
             return Gradients(loss=loss, tokens=sum(len(s.student) for s in batch))
 
-        steps = run(
+        return complete(
             engine,
+            model,
+            tokenizer,
             order,
             learner,
             accumulate,
-            [s.id for s in samples],
+            [known[s.id] for s in samples],
+            Dropped(too_long=too_long, empty=empty),
+            policy_dir=policy_dir,
             seed=seed,
             world=world,
-            out=out,
+            out=Path(out_dir),
             identity=_identity(learner, samples, seed, reduction),
             resume_from=resume_from,
             report=report,
+            trust_remote_code=trust_remote_code,
         )
-        adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
-    return TrainResult(
-        checkpoint=out,
-        adapter=adapter,
-        steps=len(order),
-        tokens=steps.tokens,
-        seconds=steps.seconds,
-        tokens_per_s=steps.tokens_per_s,
-        final_loss=steps.loss,
-        num_examples=len(samples),
-        dropped_too_long=too_long,
-        dropped_empty=empty,
-        resumed_at=steps.resumed_at,
-    )
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int) -> tuple[list[Sample], int, int]:

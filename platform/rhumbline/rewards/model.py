@@ -4,7 +4,10 @@
     model.setup()                              # loads backbones, checks that scores hold still
     model.score([(prompt, "Because of scattering."), ...])       # (N, K) float64 on 0-100, recipe order
 
-The vectors depend on no direction, so one pass serves all of them. Each distinct pair is scored once per process.
+    model.score_head([(prompt, "Because of scattering.")], "quality")    # (N,) of one head, an objective's or not
+
+The vectors depend on no direction, so one pass serves all of them. Each distinct pair is scored once per process, and by
+the sources that are asked: one of which no objective is made, such as a held-out scorer, costs nothing in training.
 What cannot be scored raises: an error never turns into a reward. N answers, H heads, K objectives.
 """
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from rhumbline import config
 from rhumbline.durable import to_json
-from rhumbline.errors import ConfigError, DataError, RhumblineError, ScoringError
+from rhumbline.errors import ConfigError, DataError, RhumblineError, ScoringError, did_you_mean
 from rhumbline.rewards.comparer import ComparerRewards
 from rhumbline.rewards.debias import LengthMaps, LengthRemoved
 from rhumbline.rewards.features import Pair
@@ -59,7 +62,7 @@ class RewardModel:
 
     def __init__(self, sources: Sequence[Source], objectives: Objectives) -> None:
         self.sources, self.objectives = tuple(sources), objectives
-        self._cache: dict[bytes, Array] = {}
+        self._caches: tuple[dict[bytes, Array], ...] = tuple({} for _ in self.sources)
 
     @classmethod
     def build(
@@ -103,10 +106,11 @@ class RewardModel:
     def id(self) -> str:
         """A hash of sources and objectives: what rewards, and all that was learned from them, depend on.
 
-        It leaves out the policy's tokenizer, which rules count tokens with: compare it between policies of one tokenizer.
+        It leaves out sources that no objective is made of, and the policy's tokenizer, which rules count tokens with: compare
+        it between policies of one tokenizer.
         """
         said = {
-            "sources": [source.id for source in self.sources],
+            "sources": [self.sources[i].id for i in self._rewarding()],
             "objectives": {
                 name: {head.name: c for head, c in zip(self.heads, column_H, strict=True) if c != 0}
                 for name, column_H in zip(self.names, self.objectives.matrix_HK.T, strict=True)
@@ -118,41 +122,75 @@ class RewardModel:
 
     def score(self, batch: Sequence[Pair]) -> Array:
         """(N, K) objectives on 0-100, float64, in the order of `batch`. Raises ScoringError."""
-        return self.objectives(self.score_heads(batch))
+        return self.objectives(self._heads(batch, self._rewarding()))
 
     def score_heads(self, batch: Sequence[Pair]) -> Array:
         """(N, H) head scores on 0-100. Raises ScoringError."""
-        keys = [_key(pair) for pair in batch]
-        fresh = {key: pair for key, pair in zip(keys, batch, strict=True) if key not in self._cache}
-        if fresh:
-            scores_MH = self._scored(list(fresh.values()))
-            if len(self._cache) + len(fresh) > CACHE_LIMIT:
-                self._cache = {key: self._cache[key] for key in keys if key in self._cache}
-            self._cache |= dict(zip(fresh, scores_MH, strict=True))
-        return np.array([self._cache[key] for key in keys]).reshape(len(batch), len(self.heads))
+        return self._heads(batch, range(len(self.sources)))
 
-    def _scored(self, pairs: Sequence[Pair]) -> Array:
-        columns = []
+    def score_head(self, batch: Sequence[Pair], name: str) -> Array:
+        """(N,) one head's scores on 0-100, its own source asked alone. Raises ScoringError."""
+        return self._heads(batch, [self.sources.index(self.source_of(name))])[:, self._names().index(name)]
+
+    def source_of(self, name: str, where: str = "head") -> Source:
+        """The one that gives a head. Raises ConfigError where none does; `where` is the recipe's key that names it."""
         for source in self.sources:
-            names = ", ".join(head.name for head in source.heads)
-            try:
-                scores_MH = np.asarray(source.score(pairs), dtype=np.float64)
-            except RhumblineError:
-                raise
-            except Exception as e:
-                raise ScoringError(f"scoring {len(pairs)} answers for {names} failed: {type(e).__name__}: {e}") from e
-            if scores_MH.shape != (len(pairs), len(source.heads)):
-                wanted = (len(pairs), len(source.heads))
-                raise ScoringError(f"the source of {names} gave scores of shape {scores_MH.shape}, expected {wanted}")
-            broken = np.argwhere(~np.isfinite(scores_MH))
-            if len(broken):
-                row, head = broken[0]
-                raise ScoringError(
-                    f"head {source.heads[head].name} gave {scores_MH[row, head]} to an answer to prompt "
-                    f"{pairs[row][0].id} ({len(broken)} such scores for {len(pairs)} answers): {pairs[row][1][:80]!r}"
-                )
-            columns.append(scores_MH)
+            if any(head.name == name for head in source.heads):
+                return source
+        known = self._names()
+        raise ConfigError(
+            f"{where}: no source of rewards.sources gives the head {name!r}.{did_you_mean(name, known)} "
+            f"Known heads: {', '.join(known)}"
+        )
+
+    def _names(self) -> list[str]:
+        return [head.name for head in self.heads]
+
+    def _rewarding(self) -> list[int]:
+        """Places of the sources that objectives are made of."""
+        used = {name for name, row_K in zip(self._names(), self.objectives.matrix_HK, strict=True) if row_K.any()}
+        return [i for i, source in enumerate(self.sources) if any(head.name in used for head in source.heads)]
+
+    def _heads(self, batch: Sequence[Pair], asked: Sequence[int]) -> Array:
+        """(N, H), the heads of sources that are not asked 0."""
+        keys = [_key(pair) for pair in batch]
+        columns = []
+        for i, source in enumerate(self.sources):
+            if i not in asked:
+                columns.append(np.zeros((len(batch), len(source.heads))))
+                continue
+            cache = self._caches[i]
+            fresh = {key: pair for key, pair in zip(keys, batch, strict=True) if key not in cache}
+            if fresh:
+                scores_MH = _scored(source, list(fresh.values()))
+                if len(cache) + len(fresh) > CACHE_LIMIT:
+                    kept = {key: cache[key] for key in keys if key in cache}
+                    cache.clear()
+                    cache.update(kept)
+                cache.update(zip(fresh, scores_MH, strict=True))
+            columns.append(np.array([cache[key] for key in keys]).reshape(len(batch), len(source.heads)))
         return np.concatenate(columns, axis=1)
+
+
+def _scored(source: Source, pairs: Sequence[Pair]) -> Array:
+    names = ", ".join(head.name for head in source.heads)
+    try:
+        scores_MH = np.asarray(source.score(pairs), dtype=np.float64)
+    except RhumblineError:
+        raise
+    except Exception as e:
+        raise ScoringError(f"scoring {len(pairs)} answers for {names} failed: {type(e).__name__}: {e}") from e
+    if scores_MH.shape != (len(pairs), len(source.heads)):
+        wanted = (len(pairs), len(source.heads))
+        raise ScoringError(f"the source of {names} gave scores of shape {scores_MH.shape}, expected {wanted}")
+    broken = np.argwhere(~np.isfinite(scores_MH))
+    if len(broken):
+        row, head = broken[0]
+        raise ScoringError(
+            f"head {source.heads[head].name} gave {scores_MH[row, head]} to an answer to prompt "
+            f"{pairs[row][0].id} ({len(broken)} such scores for {len(pairs)} answers): {pairs[row][1][:80]!r}"
+        )
+    return scores_MH
 
 
 @dataclass(frozen=True, slots=True)
