@@ -32,6 +32,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from cluster.slots import slot
 from rhumbline.errors import GenerationError, ResourceError, RhumblineError, ScoringError, UserError
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
@@ -58,6 +59,7 @@ class _Unit:
 @dataclass(slots=True)
 class _Replica:
     handle: Any
+    index: int  # its place among the replicas
     queue: deque[tuple[Any, _Unit, float]] = field(default_factory=deque)  # (ref, unit, deadline), oldest first
 
 
@@ -81,7 +83,7 @@ class Pool:
         on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None,
     ) -> None:
         """`queue_length` units wait at a replica, so that it never idles; `on_event` hears of replacements."""
-        self._spawn: Callable[[], Any] = lambda: (
+        self._spawn: Callable[[int], Any] = lambda index: (
             ray.remote(actor)
             .options(
                 num_cpus=num_cpus,
@@ -89,6 +91,7 @@ class Pool:
                 max_restarts=0,
                 max_task_retries=0,
                 runtime_env={"env_vars": dict(env or {})},
+                **slot(role, index),
             )
             .remote(**arguments)
         )
@@ -100,7 +103,7 @@ class Pool:
         self._replay: dict[str, tuple[Any, ...]] = {}  # the last call of each broadcast method, for newcomers
 
     def __enter__(self) -> Self:
-        self._replicas = [_Replica(self._spawn()) for _ in range(self.num_replicas)]
+        self._replicas = [_Replica(self._spawn(index), index) for index in range(self.num_replicas)]
         refs = [replica.handle.setup.remote() for replica in self._replicas]
         try:
             for replica, ref in zip(self._replicas, refs, strict=True):
@@ -262,7 +265,7 @@ class Pool:
         for _ in range(self.max_attempts):
             with contextlib.suppress(RayError):
                 ray.kill(replica.handle)
-            replica.handle = self._spawn()
+            replica.handle = self._spawn(replica.index)
             try:
                 self._get(replica.handle.setup.remote(), self.setup_deadline_s, "setup")
                 return {

@@ -38,6 +38,7 @@ from ray.exceptions import (
 
 from actors.learner import COLLECTIVE_TIMEOUT_S, environment
 from actors.weights import write_probe
+from cluster.slots import slot
 from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ResourceError, RhumblineError, TrainingError, UserError
@@ -216,7 +217,9 @@ class Ranks:
             max_task_retries=0,
             runtime_env={"env_vars": environment(settings)},
         )
-        self._actors = [make.remote(rank, size, self.arguments) for rank in range(size)]
+        self._actors = [
+            make.options(**slot("learner", rank)).remote(rank, size, self.arguments) for rank in range(size)
+        ]
         address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
         state = str(found[-1]) if found else None
         self._all("setup", address, state, deadline_s=SETUP_DEADLINE_S)

@@ -44,6 +44,7 @@ from actors.trial import (
 )
 from cluster import placement
 from cluster.session import nodes
+from cluster.slots import slots
 from rhumbline import config, durable, lease
 from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
@@ -138,9 +139,23 @@ def bundles(recipe: Run) -> list[dict[str, float]]:
 
     An actor that asks for neither CPU nor GPU needs no bundle; Ray has no group of nothing at all.
     """
-    each = [{"CPU": want.num_cpus, "GPU": want.num_gpus} for want in room(recipe)[0] for _ in range(want.count)]
-    held = [bundle for bundle in each if any(bundle.values())]
+    held = [bundle for _, bundle in _held(recipe)]
     return [{}, *held] if held else [{"CPU": 0.01}]
+
+
+def bundle_numbers(recipe: Run) -> dict[str, list[int]]:
+    """For every role the numbers of its actors' bundles in the group. Tune leaves the trial's empty one out of it."""
+    numbers: dict[str, list[int]] = {}
+    for number, (role, _) in enumerate(_held(recipe)):
+        numbers.setdefault(role, []).append(number)
+    return numbers
+
+
+def _held(recipe: Run) -> list[tuple[str, dict[str, float]]]:
+    each = [
+        (want.role, {"CPU": want.num_cpus, "GPU": want.num_gpus}) for want in room(recipe)[0] for _ in range(want.count)
+    ]
+    return [(role, bundle) for role, bundle in each if any(bundle.values())]
 
 
 def check_room(sweep: SweepRecipe, have: Mapping[str, float]) -> None:
@@ -184,9 +199,9 @@ def _trainable(sweep: SweepRecipe, folder: Path, jobs: Path) -> Any:
     def trial(settings: dict[str, Any]) -> None:
         if here.is_dir():
             os.chdir(here)  # paths of a recipe start where the job was started; a worker starts where Ray was
-        figures = run_trial(
-            sweep, point_of(sweep, settings), folder, jobs, lambda told: tune.report({**told, "finished": 0})
-        )
+        point = point_of(sweep, settings)
+        with slots(bundle_numbers(sweep.trial(point, "probe"))):
+            figures = run_trial(sweep, point, folder, jobs, lambda told: tune.report({**told, "finished": 0}))
         if sweep.adaptive or sweep.scheduler != "none":
             _comparable(figures, sweep)
         tune.report({**figures, "finished": 1})
@@ -195,7 +210,6 @@ def _trainable(sweep: SweepRecipe, folder: Path, jobs: Path) -> Any:
         held = bundles(sweep.trial(point_of(sweep, settings), "probe"))
         total = {kind: sum(bundle.get(kind, 0.0) for bundle in held) for kind in placement.KINDS}
         fits = any(not placement.lacking(size, total) for size in sizes)
-        # Captured actors take from the group's pool on their node: on one node no pool can be split the wrong way.
         return tune.PlacementGroupFactory(held, strategy="STRICT_PACK" if fits else "PACK")
 
     return tune.with_resources(trial, group)
