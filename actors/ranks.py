@@ -210,15 +210,16 @@ class Ranks:
     def _start(self) -> None:
         found = self._found()
         size, settings = self.learner.num_workers, self.learner
-        make = ray.remote(Rank).options(
-            num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": environment(settings)},
-        )
+        held: dict[str, Any] = {
+            "num_cpus": settings.num_cpus,
+            "num_gpus": settings.num_gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": environment(settings)},
+        }
+        make = ray.remote(Rank)
         self._actors = [
-            make.options(**slot("learner", rank)).remote(rank, size, self.arguments) for rank in range(size)
+            make.options(**held, **slot("learner", rank)).remote(rank, size, self.arguments) for rank in range(size)
         ]
         address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
         state = str(found[-1]) if found else None

@@ -67,7 +67,10 @@ def search(
     have: Mapping[str, float],
     command: str = "",
 ) -> Path:
-    """Run every trial that is not finished, and write the report; returns its page. Raises UserError before anything starts."""
+    """Run every trial that is not finished, and write the report; returns its page.
+
+    Raises UserError before anything starts, and TrainingError where no trial came to an end with the figures asked for.
+    """
     job = job_module(jobs, job_of(sweep.base()))
     if sweep.scheduler == "asha" and not told_on_the_way(job):
         raise ConfigError(
@@ -97,6 +100,8 @@ def search(
         }
         settle(folder, errors, by_scheduler=sweep.scheduler != "none")
         page = report(sweep, folder, command)
+        if faults := _all_failed(sweep, folder):
+            raise TrainingError(f"no trial of the search counts, the first because: {faults[0]}. All of them: {page}")
     except BaseException as e:
         stopped = isinstance(e, KeyboardInterrupt | SystemExit)
         owner.release("stopped" if stopped else "failed", "on request" if stopped else f"{type(e).__name__}: {e}")
@@ -305,6 +310,12 @@ def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, searcher: Any, *, r
         ),
         run_config=tune.RunConfig(name=STATE, storage_path=str(folder), verbose=1),
     )
+
+
+def _all_failed(sweep: SweepRecipe, folder: Path) -> list[str]:
+    """Why no trial counts; empty where one does."""
+    faults = [fault(trial, sweep.metrics) for trial in records(sweep, folder)]
+    return faults if all(faults) else []
 
 
 def _explain(sweep: SweepRecipe, folder: Path, error: Exception) -> None:
