@@ -69,8 +69,7 @@ def test_a_search_leaves_a_table_a_front_and_a_recipe_that_loads(undisturbed: tu
         assert (home / "report" / name).is_file(), name
     with (home / "report" / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(POINTS)
-    best = config.load(home / "report" / "best.yaml", [])
-    assert isinstance(best, config.PpoRecipe)
+    best = config.load(home / "report" / "best.yaml", [], kind=config.PpoRecipe)
     assert best.ppo.kl.coefficient in POINTS
     for record in records(runs).values():
         status = json.loads((home / "trials" / record["folder"] / "status.json").read_text())
