@@ -14,6 +14,8 @@ from rhumbline import config
 from tests.jobs.dpa_runs import drive, run
 from tests.jobs.test_online_run import PPO, online
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # several whole runs each
+
 KEY = "ppo.kl.coefficient"
 POINTS = {0.05, 0.4}
 
@@ -60,7 +62,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "runs"
 
 
-@pytest.mark.slow
 def test_a_search_leaves_a_table_a_front_and_a_recipe_that_loads(undisturbed: tuple[Path, Path]) -> None:
     runs = undisturbed[1]
     home = runs / "search"
@@ -76,7 +77,6 @@ def test_a_search_leaves_a_table_a_front_and_a_recipe_that_loads(undisturbed: tu
         assert status["state"] == "done"
 
 
-@pytest.mark.slow
 def test_a_finished_search_runs_nothing_again(undisturbed: tuple[Path, Path]) -> None:
     path, runs = undisturbed
     before = records(runs)
@@ -85,7 +85,6 @@ def test_a_finished_search_runs_nothing_again(undisturbed: tuple[Path, Path]) ->
     assert records(runs) == before
 
 
-@pytest.mark.slow
 def test_a_killed_trial_is_said_and_resumes_to_the_same_figures(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     path, undisturbed_runs = undisturbed
     runs = tmp_path / "runs"
@@ -101,7 +100,6 @@ def test_a_killed_trial_is_said_and_resumes_to_the_same_figures(undisturbed: tup
     assert figures(runs) == figures(undisturbed_runs)
 
 
-@pytest.mark.slow
 def test_a_killed_driver_of_a_search_resumes_to_the_same_figures(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
