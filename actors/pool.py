@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.failures import LOST, once, one_line, ours
+from cluster.slots import slot
 from rhumbline.errors import GenerationError, ResourceError, RhumblineError, ScoringError
 
 _QUARANTINE = (GenerationError, ScoringError)  # a unit's own fault; anything else stops the run
@@ -49,6 +50,7 @@ class _Unit:
 @dataclass(slots=True)
 class _Replica:
     handle: Any
+    index: int  # its place among the replicas
     queue: deque[tuple[Any, _Unit, float]] = field(default_factory=deque)  # (ref, unit, deadline), oldest first
 
 
@@ -72,8 +74,9 @@ class Pool:
         on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None,
     ) -> None:
         """`queue_length` units wait at a replica, so that it never idles; `on_event` hears of replacements."""
-        self._spawn: Callable[[], Any] = lambda: (
-            ray.remote(actor).options(**once(num_cpus=num_cpus, num_gpus=num_gpus, env=env or {})).remote(**arguments)
+        held = once(num_cpus=num_cpus, num_gpus=num_gpus, env=env or {})
+        self._spawn: Callable[[int], Any] = lambda index: (
+            ray.remote(actor).options(**held, **slot(role, index)).remote(**arguments)
         )
         self.role, self.num_replicas, self.deadline_s = role, replicas, deadline_s
         self.setup_deadline_s, self.max_attempts, self.queue_length = setup_deadline_s, max_attempts, queue_length
@@ -83,7 +86,7 @@ class Pool:
         self._replay: dict[str, tuple[Any, ...]] = {}  # the last call of each broadcast method, for newcomers
 
     def __enter__(self) -> Self:
-        self._replicas = [_Replica(self._spawn()) for _ in range(self.num_replicas)]
+        self._replicas = [_Replica(self._spawn(index), index) for index in range(self.num_replicas)]
         refs = [replica.handle.setup.remote() for replica in self._replicas]
         try:
             for replica, ref in zip(self._replicas, refs, strict=True):
@@ -245,7 +248,7 @@ class Pool:
         for _ in range(self.max_attempts):
             with contextlib.suppress(RayError):
                 ray.kill(replica.handle)
-            replica.handle = self._spawn()
+            replica.handle = self._spawn(replica.index)
             try:
                 self._get(replica.handle.setup.remote(), self.setup_deadline_s, "setup")
                 return {

@@ -31,6 +31,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.failures import LOST, once, one_line, ours
 from actors.weights import write_probe
 from actors.workers import COLLECTIVE_TIMEOUT_S, environment
+from cluster.slots import slot
 from rhumbline import config, durable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ResourceError, TrainingError
@@ -202,10 +203,11 @@ class Ranks:
     def _start(self) -> None:
         found = self._found()
         size, settings = self.learner.num_workers, self.learner
-        make = ray.remote(Rank).options(
-            **once(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, env=environment(settings))
-        )
-        self._actors = [make.remote(rank, size, self.arguments) for rank in range(size)]
+        held = once(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, env=environment(settings))
+        make = ray.remote(Rank)
+        self._actors = [
+            make.options(**held, **slot("learner", rank)).remote(rank, size, self.arguments) for rank in range(size)
+        ]
         address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
         state = str(found[-1]) if found else None
         self._all("setup", address, state, deadline_s=SETUP_DEADLINE_S)

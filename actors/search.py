@@ -44,6 +44,7 @@ from actors.trial import (
 )
 from cluster import placement
 from cluster.session import nodes
+from cluster.slots import slots
 from rhumbline import config, durable, lease
 from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
@@ -66,7 +67,10 @@ def search(
     have: Mapping[str, float],
     command: str = "",
 ) -> Path:
-    """Run every trial that is not finished, and write the report; returns its page. Raises UserError before anything starts."""
+    """Run every trial that is not finished, and write the report; returns its page.
+
+    Raises UserError before anything starts, and TrainingError where no trial came to an end with the figures asked for.
+    """
     job = job_module(jobs, job_of(sweep.base()))
     if sweep.scheduler == "asha" and not told_on_the_way(job):
         raise ConfigError(
@@ -93,7 +97,10 @@ def search(
             _name_of(sweep, one.config): str(one.error) for one in results if one.error is not None and one.config
         }
         settle(folder, errors, by_scheduler=sweep.scheduler != "none")
-        return report(sweep, folder, command)
+        page = report(sweep, folder, command)
+        if faults := _all_failed(sweep, folder):
+            raise TrainingError(f"no trial of the search counts, the first because: {faults[0]}. All of them: {page}")
+        return page
 
 
 def report(sweep: SweepRecipe, folder: Path, command: str) -> Path:
@@ -130,9 +137,23 @@ def bundles(recipe: Run) -> list[dict[str, float]]:
 
     An actor that asks for neither CPU nor GPU needs no bundle; Ray has no group of nothing at all.
     """
-    each = [{"CPU": want.num_cpus, "GPU": want.num_gpus} for want in room(recipe)[0] for _ in range(want.count)]
-    held = [bundle for bundle in each if any(bundle.values())]
+    held = [bundle for _, bundle in _held(recipe)]
     return [{}, *held] if held else [{"CPU": 0.01}]
+
+
+def bundle_numbers(recipe: Run) -> dict[str, list[int]]:
+    """For every role the numbers of its actors' bundles in the group. Tune leaves the trial's empty one out of it."""
+    numbers: dict[str, list[int]] = {}
+    for number, (role, _) in enumerate(_held(recipe)):
+        numbers.setdefault(role, []).append(number)
+    return numbers
+
+
+def _held(recipe: Run) -> list[tuple[str, dict[str, float]]]:
+    each = [
+        (want.role, {"CPU": want.num_cpus, "GPU": want.num_gpus}) for want in room(recipe)[0] for _ in range(want.count)
+    ]
+    return [(role, bundle) for role, bundle in each if any(bundle.values())]
 
 
 def check_room(sweep: SweepRecipe, have: Mapping[str, float]) -> None:
@@ -176,9 +197,9 @@ def _trainable(sweep: SweepRecipe, folder: Path, jobs: Path) -> Any:
     def trial(settings: dict[str, Any]) -> None:
         if here.is_dir():
             os.chdir(here)  # paths of a recipe start where the job was started; a worker starts where Ray was
-        figures = run_trial(
-            sweep, point_of(sweep, settings), folder, jobs, lambda told: tune.report({**told, "finished": 0})
-        )
+        point = point_of(sweep, settings)
+        with slots(bundle_numbers(sweep.trial(point, "probe"))):
+            figures = run_trial(sweep, point, folder, jobs, lambda told: tune.report({**told, "finished": 0}))
         if sweep.adaptive or sweep.scheduler != "none":
             _comparable(figures, sweep)
         tune.report({**figures, "finished": 1})
@@ -187,7 +208,6 @@ def _trainable(sweep: SweepRecipe, folder: Path, jobs: Path) -> Any:
         held = bundles(sweep.trial(point_of(sweep, settings), "probe"))
         total = {kind: sum(bundle.get(kind, 0.0) for bundle in held) for kind in placement.KINDS}
         fits = any(not placement.lacking(size, total) for size in sizes)
-        # Captured actors take from the group's pool on their node: on one node no pool can be split the wrong way.
         return tune.PlacementGroupFactory(held, strategy="STRICT_PACK" if fits else "PACK")
 
     return tune.with_resources(trial, group)
@@ -283,6 +303,12 @@ def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, searcher: Any, *, r
         ),
         run_config=tune.RunConfig(name=STATE, storage_path=str(folder), verbose=1),
     )
+
+
+def _all_failed(sweep: SweepRecipe, folder: Path) -> list[str]:
+    """Why no trial counts; empty where one does."""
+    faults = [fault(trial, sweep.metrics) for trial in records(sweep, folder)]
+    return faults if all(faults) else []
 
 
 def _explain(sweep: SweepRecipe, folder: Path, error: Exception) -> None:

@@ -315,6 +315,7 @@ def test_a_trial_of_an_online_job_holds_all_its_actors(sweep: SweepRecipe) -> No
     # A generator, a scorer, two learners and the reference; the trial itself takes nothing.
     held = search.bundles(sweep.base())
     assert [bundle.get("CPU") for bundle in held] == [None, 0.5, 0.25, 1.0, 1.0, 0.25]
+    assert search.bundle_numbers(sweep.base()) == {"generator": [0], "scorer": [1], "learner": [2, 3], "reference": [4]}
     group = tune.PlacementGroupFactory(held)
     assert group.head_bundle_is_empty
     assert group.required_resources == {"CPU": 3.0}

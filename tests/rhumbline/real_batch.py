@@ -29,10 +29,12 @@ from rhumbline.rewards.rules import RuleRewards
 Side = Literal["policy", "reference"]
 OBJECTIVES = ("readability", "verbosity")
 DIRECTION = (0.8, -0.6)  # on the sphere
-PROMPTS, SAMPLES, MAX_TOKENS = 3, 4, 24
+PROMPTS, SAMPLES = 3, 4
+LENGTHS = (24, 20, 15, 9)  # the most tokens of a prompt's answers: with one length all denominators would be the same
+MAX_TOKENS = max(LENGTHS)
 SEED = 7
 LORA = config.Lora(r=8, alpha=16)
-SCALE = 0.02  # standard deviation of the adapter's B: the policy says something else than its reference
+SCALE = 0.04  # standard deviation of the adapter's B: the policy says something else than its reference
 
 
 def make_adapter(policy_dir: Path, folder: Path) -> Path:
@@ -113,7 +115,10 @@ class Batch:
         others = pairs[SAMPLES // 2 :] + pairs[: SAMPLES // 2]
         return [
             replace(
-                one, rejected=other.rejected, rejected_complete=other.rejected_complete, rejected_messages=other.messages
+                one,
+                rejected=other.rejected,
+                rejected_complete=other.rejected_complete,
+                rejected_messages=other.messages,
             )
             for one, other in zip(pairs, others, strict=True)
         ]
@@ -137,7 +142,8 @@ def sample(policies: Policies) -> Batch:
             eos_token_id=end,
             pad_token_id=tokenizer.pad_token_id,
         )
-        for row in rows[:, len(ids) :].tolist():
+        for length, row in zip(LENGTHS, rows[:, len(ids) :].tolist(), strict=True):
+            row = row[:length]
             drawn.append((prompt, ids, tuple(row[: row.index(end) + 1] if end in row else row)))
     texts = [tokenizer.decode(said, skip_special_tokens=True) for _, _, said in drawn]
     rules = {name: config.Rule(rule=name) for name in OBJECTIVES}
@@ -163,7 +169,7 @@ def sample(policies: Policies) -> Batch:
                 messages=prompt.messages,
                 response=texts[i],
                 desirable=bool(rewards_NK[i, 0] > 0),
-                complete=not one.truncated,
+                complete=i % 2 == 0,  # an end token to learn, or none
             )
         )
         trajectories.append(replace(one, engine_logprobs=tuple(policies.answer("reference", one.encoded).tolist())))

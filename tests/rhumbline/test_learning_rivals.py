@@ -40,7 +40,6 @@ from rhumbline.losses.ppo import ppo, value_loss
 from rhumbline.losses.steerlm2 import pull, target_weights
 from rhumbline.records import Example
 from tests.rhumbline.real_batch import (
-    DIRECTION,
     LORA,
     MAX_TOKENS,
     OBJECTIVES,
@@ -49,6 +48,7 @@ from tests.rhumbline.real_batch import (
     SEED,
     Batch,
     Policies,
+    Side,
     make_adapter,
     sample,
 )
@@ -60,6 +60,7 @@ pytestmark = [
 ]
 
 ALLOWED = 1e-5
+SIDES: tuple[Side, Side] = ("policy", "reference")
 TABLE = Path(__file__).parents[2] / "build" / "agreement.csv"
 BETA, SMOOTHING = 0.3, 0.1
 DESIRABLE, UNDESIRABLE = 1.5, 0.5  # weights of KTO's classes
@@ -106,6 +107,7 @@ def policies(tmp_path_factory) -> Policies:
 def batch(policies) -> Batch:
     made = sample(policies)
     assert 0 < sum(one.desirable for one in made.judged) < len(made.judged)
+    assert len({len(one.response_ids) for one in made.trajectories}) > 1
     return made
 
 
@@ -326,10 +328,8 @@ def test_modpo_agrees_with_numpy(agreement, policies, batch, tmp_path):
 
 # --- PPO and GRPO, by numpy -------------------------------------------------------------------------------------------
 
-SIDES: tuple[Any, Any] = ("policy", "reference")
 
-
-def packed(policies: Policies, side: Any, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
+def packed(policies: Policies, side: Side, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
     """(T,) of each answer, as our learners compute them."""
     return token_logprobs(policies.models[side], encoded, LEARNER.micro_batch_tokens)
 
@@ -486,7 +486,7 @@ def test_kl_estimators_agree_with_numpy(agreement, tokens):
 def test_steerlm2_weights_agree_with_numpy(agreement, tokens, policies, batch):
     """Attributes as a normal distribution around the rewards, the prior the reference, the proposal the policy."""
     attribute_N = -0.5 * (batch.rewards_NK[:, 0] - 1.0) ** 2
-    logp_N, prior_N = (torch.stack([r.double().sum() for r in torch.split(x, tokens.counts)]) for x in pair_of(tokens))
+    logp_N, prior_N = (sums(torch.split(x, tokens.counts)) for x in (tokens.logp_R, tokens.reference_R))
     target_N, _ = target_weights(torch.tensor(attribute_N), prior_N, logp_N, groups())
     pull_N, _ = pull(target_N, prior_N, logp_N, groups())
 
@@ -497,10 +497,6 @@ def test_steerlm2_weights_agree_with_numpy(agreement, tokens, policies, batch):
         shares.append((w_GS / w_GS.sum(1, keepdims=True)).ravel())
     agreement.check("SteerLM 2, weights", "numpy, fp64", target_N, shares[0])
     agreement.check("SteerLM 2, pull", "numpy, fp64", pull_N, shares[0] - shares[1])
-
-
-def pair_of(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    return tokens.logp_R, tokens.reference_R
 
 
 # --- the online learner's first loss, by numpy ------------------------------------------------------------------------
