@@ -20,7 +20,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from actors import learner, weights
+from actors import learner, probes, weights
+from actors.accounts import Accounts
 from actors.generator import Generator
 from actors.pool import Failed, Pool
 from actors.progress import objective_means
@@ -58,7 +59,7 @@ class Crew:
         trusted = recipe.policy.trust_remote_code
         # Its heavy parts stay unloaded here.
         self.reward_model = RewardModel.build(recipe.rewards, policy=self.initial, trust_remote_code=trusted)
-        self.metrics = MetricsLog(store.path / "metrics.jsonl")
+        self.metrics, self.accounts = MetricsLog(store.path / "metrics.jsonl"), Accounts(store)
         self.loaded = INITIAL
         self._held_out: dict[str, Rollout] = {}
         generator, threads = recipe.generator, recipe.scorer.threads
@@ -149,7 +150,7 @@ class Crew:
         if not out.scored:
             raise StoreError(f"{stage}: not one of {len(queries) * n} samples came back; events.jsonl says why")
         if not complete:
-            self._account_shards(log_as or stage, f"{stage}/scores", add=log_as is not None)
+            self.accounts.shards(log_as or stage, f"{stage}/scores", on_top=log_as is not None)
             rewards_NK = np.array([s.rewards for s in out.scored])
             named = (log_as or stage).replace("/", "-")
             self.metrics.log(
@@ -173,7 +174,7 @@ class Crew:
                 self.store.publish(stage, index, result, {"tokens": tokens, "seconds": now - began})
                 began = now
         if len(done) < len(batches):
-            self._account_shards(stage, stage)
+            self.accounts.shards(stage, stage)
         return list(self.store.read(stage, Scored))
 
     def kept_before(self, t: int) -> list[Scored]:
@@ -285,7 +286,7 @@ class Crew:
                 shutil.copytree(folder, out / "adapter", dirs_exist_ok=True)
             else:
                 shutil.copytree(folder, out)
-            learner.probe_again(out, trust_remote_code=trusted)
+            probes.probe_again(out, trust_remote_code=trusted)
             contract.write(out)
             steering.write_trained_on(out, steering.read_trained_on(folder))
             self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})
@@ -405,38 +406,8 @@ class Crew:
             if len(known) == len(completions):  # else the next session tries again
                 self.store.mark(mark, known)
             tokens = sum(len(c.token_ids) for c in completions)
-            self._account(f"{stage}-{what}", time.monotonic() - began, len(completions), tokens)
+            self.accounts.add(f"{stage}-{what}", time.monotonic() - began, len(completions), tokens)
         return {key: float(value) for key, value in known.items()}
-
-    # --- accounts -----------------------------------------------------------------------------------------------------
-
-    def _account(self, stage: str, seconds: float, items: int, tokens: int, add: bool = False) -> None:
-        """Seconds, items and tokens of a finished stage; `add` them to those of the stages of its kind."""
-        stages = dict(self.store.marked("stages") or {})
-        before = stages.get(stage, {}) if add else {}
-        figures = {"seconds": seconds, "items": items, "tokens": tokens}
-        stages[stage] = {name: value + before.get(name, 0) for name, value in figures.items()}
-        self.store.mark("stages", stages)
-
-    def _account_shards(self, stage: str, shards: str, add: bool = False) -> None:
-        """The same from what the ledger notes of every shard, whichever session made it."""
-        made = self.store.shards(shards)
-        seconds, tokens = (sum(shard.notes.get(key, 0) for shard in made) for key in ("seconds", "tokens"))
-        self._account(stage, seconds, sum(shard.rows for shard in made), int(tokens), add)
-
-    def stages(self) -> list[dict[str, Any]]:
-        """name, seconds, items, tokens, tokens_per_s of every stage so far, in order."""
-        stages = [
-            {"name": name, **figures, "tokens_per_s": figures["tokens"] / max(figures["seconds"], 1e-9)}
-            for name, figures in (self.store.marked("stages") or {}).items()
-        ]
-        for mark in self.store.marks("iterations", "learn"):
-            learned = self.store.marked(mark) or {}
-            if "seconds" in learned:
-                keys = {"items": "num_examples", "tokens": "tokens", "tokens_per_s": "tokens_per_s"}
-                figures = {name: learned.get(key) for name, key in keys.items()}
-                stages.append({"name": mark, "seconds": learned["seconds"], **figures})
-        return stages
 
     def event(self, kind: str, fields: dict[str, Any]) -> None:
         self.store.event(kind, **fields)

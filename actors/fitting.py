@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.learner import RESULT
+from actors.workers import RESULT
 from rhumbline.fitting.recipe import RewardRecipe
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
-from actors.probes import probe_again as probe_again
 from actors.trainer import Steps, fit, raise_left
-from actors.workers import RESULT as RESULT
+from actors.workers import RESULT
 from rhumbline import config, durable, tables
 from rhumbline.errors import TrainingError
 from rhumbline.records import Example, Judged, Pair

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from actors import learner
+from actors import probes
 from actors.crew import Crew
 from actors.dry_run import check
 from actors.trial import job_module, job_of
@@ -126,7 +126,7 @@ def _mix(crew: Crew, store: RunStore, version: int, policies: Mapping[str, Path]
     out = store.checkpoint_dir(version)
     shutil.rmtree(out, ignore_errors=True)  # of a session that was killed before it set the mark
     interpolate(crew.initial, policies, weights, out, crew.recipe.policy.trust_remote_code)
-    learner.probe_again(out, trust_remote_code=crew.recipe.policy.trust_remote_code)
+    probes.probe_again(out, trust_remote_code=crew.recipe.policy.trust_remote_code)
     durable.replace(out / "soup.json", (durable.to_json({"weights": dict(weights)}) + "\n").encode())
     store.mark(mark, {"checkpoint": f"checkpoints/t={version}", "weights": dict(weights)})
 

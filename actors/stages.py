@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.fitting import keep_steps, log_to
-from actors.learner import RESULT
+from actors.workers import RESULT
 from rhumbline import durable, lease, steering
 from rhumbline.cards.resampling import Resamples
 from rhumbline.config import SftRecipe, dump

@@ -53,7 +53,7 @@ def write(
     everyone = [*([] if initial is None else [initial]), *policies]
     samples = [s for e, scored in everyone for s in pick(scored, label=e.label, objectives=crew.names)]
     selected, machine = _selected(store), environment()
-    stages = crew.stages()
+    stages = crew.accounts.stages()
     losses = [line["learn/loss"] for line in crew.metrics.read() if "learn/loss" in line]
     said = recipe.steered
     report = ReportInput(

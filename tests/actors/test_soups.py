@@ -99,7 +99,7 @@ def test_a_mixture_without_its_mark_is_made_again(tmp_path: Path, monkeypatch: p
         out.mkdir()  # as the real one, which refuses a folder that is there
 
     monkeypatch.setattr(soups, "interpolate", interpolate)
-    monkeypatch.setattr(soups.learner, "probe_again", lambda folder, trust_remote_code: None)
+    monkeypatch.setattr(soups.probes, "probe_again", lambda folder, trust_remote_code: None)
     soups._mix(crew, store, 1, {"a": tmp_path}, {"a": 1.0})
     assert [file.name for file in (tmp_path / "t=1").iterdir()] == ["soup.json"]
     assert "iterations/t=1/learn" in marks

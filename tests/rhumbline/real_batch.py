@@ -4,12 +4,13 @@
     batch = sample(policies)
     policies.says("policy", batch.encoded[0])              # (T - 1,) by transformers alone, in fp64
 
-N answers, SAMPLES to each prompt, one prompt after the other; K objectives.
+N answers, SAMPLES to each prompt, one prompt after the other; K objectives, R tokens of answers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.data.prompts import load_prompts
 from rhumbline.learning import lora
+from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.policy import load_adapter, load_policy, load_tokenizer, save_adapter
 from rhumbline.learning.trajectories import Trajectory
 from rhumbline.records import Judged, Pair
@@ -62,7 +64,7 @@ class Policies:
         return load_adapter(load_policy(self.dir, torch.float32), self.adapter, trainable=True).eval()
 
     def says(self, side: Side, one: Encoded) -> np.ndarray:
-        """(T - 1,) log-probabilities of all tokens but the first: a forward pass of this sequence alone, in fp64 from its logits."""
+        """(T - 1,) log-probabilities of all tokens but the first: the model alone with this sequence, fp64 from its logits on."""
         if (side, one.token_ids) not in self._known:
             model = self.models[side]
             ids_1T = torch.tensor([one.token_ids], device=model.device)
@@ -74,6 +76,42 @@ class Policies:
     def answer(self, side: Side, one: Encoded) -> np.ndarray:
         """Those of the learned tokens."""
         return self.says(side, one)[np.array(one.loss_mask[1:])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Log-probabilities of answers' tokens by both: as our learners compute them, and by transformers in fp64."""
+
+    counts: list[int]
+    place_R: np.ndarray  # whose answer a token belongs to
+    logp_R: torch.Tensor
+    reference_R: torch.Tensor
+    true_R: np.ndarray
+    true_reference_R: np.ndarray
+
+    @classmethod
+    def of(cls, policies: Policies, encoded: Sequence[Encoded], token_budget: int) -> Tokens:
+        counts = [one.num_learned for one in encoded]
+        mine = {
+            side: torch.cat(token_logprobs(model, encoded, token_budget)) for side, model in policies.models.items()
+        }
+        true = {side: np.concatenate([policies.answer(side, one) for one in encoded]) for side in policies.models}
+        return cls(
+            counts=counts,
+            place_R=np.repeat(np.arange(len(counts)), counts),
+            logp_R=mine["policy"],
+            reference_R=mine["reference"],
+            true_R=true["policy"],
+            true_reference_R=true["reference"],
+        )
+
+    def sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N,) ours of whole answers, of the policy and of the reference."""
+        policy_N, reference_N = (
+            torch.stack([own.double().sum() for own in torch.split(logp_R, self.counts)])
+            for logp_R in (self.logp_R, self.reference_R)
+        )
+        return policy_N, reference_N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +163,7 @@ class Batch:
 
 
 def sample(policies: Policies) -> Batch:
-    """SAMPLES answers of the reference to each of the shortest PROMPTS of the first ones. Its log-probabilities are the engine's."""
+    """SAMPLES answers of the reference to each of PROMPTS short prompts. What it says of them counts as the engine's."""
     tokenizer, model = policies.tokenizer, policies.models["reference"]
     asked = sorted(load_prompts("embedded", limit=60), key=lambda prompt: len(prompt.messages[-1].content))[:PROMPTS]
     end = tokenizer.eos_token_id

@@ -13,10 +13,8 @@ N answers, K objectives, R their tokens, P pairs.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,11 @@ import torch
 
 from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
-from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.online import OnlineLearner
 from rhumbline.learning.policy import resolve
 from rhumbline.learning.preferences import fit_preferences
 from rhumbline.learning.train import fit
-from rhumbline.learning.units import encode_judged, encode_pairs
+from rhumbline.learning.units import PairUnit, encode_judged, encode_pairs
 from rhumbline.losses.advantages import centred, gae, leave_one_out, moments, standardised, token_rewards, whiten
 from rhumbline.losses.grpo import answer_weights, grpo
 from rhumbline.losses.kl import k1, k2, k3, k3_k2
@@ -39,6 +36,8 @@ from rhumbline.losses.kto import bco
 from rhumbline.losses.ppo import ppo, value_loss
 from rhumbline.losses.steerlm2 import pull, target_weights
 from rhumbline.records import Example
+from tests.rhumbline import trl_losses
+from tests.rhumbline.agreement import Agreement
 from tests.rhumbline.real_batch import (
     LORA,
     MAX_TOKENS,
@@ -48,7 +47,7 @@ from tests.rhumbline.real_batch import (
     SEED,
     Batch,
     Policies,
-    Side,
+    Tokens,
     make_adapter,
     sample,
 )
@@ -59,42 +58,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # TRL's, of itself and what it stands on
 ]
 
-ALLOWED = 1e-5
-SIDES: tuple[Side, Side] = ("policy", "reference")
 TABLE = Path(__file__).parents[2] / "build" / "agreement.csv"
 BETA, SMOOTHING = 0.3, 0.1
 DESIRABLE, UNDESIRABLE = 1.5, 0.5  # weights of KTO's classes
 LEARNER = config.Learner(
-    lora=LORA, dtype="float32", batch_size=PROMPTS * SAMPLES, micro_batch_tokens=400, epochs=1, warmup_steps=0
+    lora=LORA, dtype="float32", batch_size=PROMPTS * SAMPLES, micro_batch_tokens=256, epochs=1, warmup_steps=0
 )
-
-
-@dataclass(slots=True)
-class Agreement:
-    """What was compared. Of many numbers the means are told, and the largest difference between two."""
-
-    rows: list[tuple[str, str, float, float, float]] = field(default_factory=list)
-
-    def check(self, name: str, rival: str, ours: Any, theirs: Any, allowed: float = ALLOWED) -> None:
-        mine, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-        assert mine.shape == other.shape
-        difference = float(np.abs(mine - other).max())
-        self.rows.append((name, rival, float(mine.mean()), float(other.mean()), difference))
-        assert difference <= allowed, f"{name}: ours {ours}, {rival} {theirs}: they differ by {difference:.2g}"
 
 
 @pytest.fixture(scope="module")
 def agreement() -> Iterator[Agreement]:
     table = Agreement()
     yield table
-    TABLE.parent.mkdir(exist_ok=True)
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["loss", "rival", "ours", "theirs", "difference"])
-        writer.writerows((name, rival, *(f"{x:.9g}" for x in figures)) for name, rival, *figures in table.rows)
-    print(f"\n\n{'':44} {'rival':14} {'ours':>12} {'theirs':>12} difference")
-    for name, rival, ours, theirs, difference in table.rows:
-        print(f"{name:44} {rival:14} {ours:12.7f} {theirs:12.7f} {difference:10.1e}")
+    table.write(TABLE)
+    print(f"\n\n{table}")
 
 
 @pytest.fixture(scope="module")
@@ -145,146 +122,63 @@ def preference_loss(samples: Sequence[Any], policies: Policies, out: Path, kind:
 
 @pytest.fixture
 def trl(monkeypatch, tmp_path) -> dict[str, Any]:
-    """What all its trainers are told."""
-    import datasets
-
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    datasets.disable_progress_bars()
-    return {
-        "output_dir": str(tmp_path / "trl"),
-        "per_device_train_batch_size": PROMPTS * SAMPLES,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-    }
-
-
-def trl_loss(trainer: Any, rows: Sequence[dict[str, Any]]) -> float:
-    """That of all rows as one batch, which its own collator pads."""
-    with torch.no_grad():
-        return float(trainer.compute_loss(trainer.model, trainer.data_collator(list(rows))))
-
-
-def dpo_by_trl(settings: dict[str, Any], policies: Policies, batch: Batch, **loss: Any) -> float:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = []
-    for unit in encode_pairs(batch.pairs(), policies.tokenizer, LEARNER.max_length)[0]:
-        chosen, rejected = unit.sides
-        border = chosen.prompt_length
-        assert chosen.token_ids[:border] == rejected.token_ids[:border]
-        parts = (chosen.token_ids[:border], chosen.token_ids[border:], rejected.token_ids[border:])
-        rows.append(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), map(list, parts), strict=True)))
-    trainer = DPOTrainer(
-        policies.fresh(),
-        policies.models["reference"],
-        DPOConfig(**settings, beta=BETA, max_length=None, **loss),
-        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),  # it is given tokens below
-        processing_class=policies.tokenizer,
-    )
-    return trl_loss(trainer, rows)
+    return trl_losses.trl_settings(tmp_path / "trl")
 
 
 def test_sft_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     examples = [
         Example(id=one.id, messages=one.messages, response=one.response, complete=one.complete) for one in batch.judged
     ]
-    rows = []
-    for one in examples:
-        tokens = encode(one.messages, one.response, policies.tokenizer, one.complete)
-        labels = [i if learned else -100 for i, learned in zip(tokens.token_ids, tokens.loss_mask, strict=True)]
-        rows.append({"input_ids": list(tokens.token_ids), "labels": labels})
-    trainer = SFTTrainer(
-        policies.fresh(),
-        SFTConfig(**trl, max_length=None),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=policies.tokenizer,
-    )
+    encoded = [encode(one.messages, one.response, policies.tokenizer, one.complete) for one in examples]
     ours = first_loss(fit, examples, policies, tmp_path / "out")
-    agreement.check("SFT", "TRL", ours, trl_loss(trainer, rows))
+    agreement.check("SFT", "TRL", ours, trl_losses.sft(trl, policies, encoded))
 
 
 def test_dpo_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
     ours = preference_loss(batch.pairs(), policies, tmp_path / "out", "dpo")
-    agreement.check("DPO", "TRL", ours, dpo_by_trl(trl, policies, batch, loss_type=["sigmoid"]))
+    theirs = trl_losses.dpo(trl, policies, paired(batch, policies), beta=BETA, loss_type=["sigmoid"])
+    agreement.check("DPO", "TRL", ours, theirs)
 
 
 def test_conservative_dpo_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
-    """Of a pair with surprise s, and f turned round, ours is (1 - e) s + e f. TRL has ((1 - e) s - e f) / (1 - 2 e), 'robust', and s."""
+    """Of a pair with the surprise s, and f when turned round, ours is (1 - e) s + e f.
+
+    TRL ignores e in its 'sigmoid', s, and has it in 'robust', ((1 - e) s - e f) / (1 - 2 e). A sum of these is ours.
+    """
     e = SMOOTHING
-    sum_of = {"loss_type": ["sigmoid", "robust"], "loss_weights": [2 * (1 - e), -(1 - 2 * e)], "label_smoothing": e}
     ours = preference_loss(batch.pairs(), policies, tmp_path / "out", "dpo", label_smoothing=e)
-    agreement.check("DPO, label smoothing", "TRL", ours, dpo_by_trl(trl, policies, batch, **sum_of))
+    both = {"loss_type": ["sigmoid", "robust"], "loss_weights": [2 * (1 - e), -(1 - 2 * e)], "label_smoothing": e}
+    theirs = trl_losses.dpo(trl, policies, paired(batch, policies), beta=BETA, **both)
+    agreement.check("DPO, label smoothing", "TRL", ours, theirs)
 
 
 def test_ipo_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
     ours = preference_loss(batch.pairs(), policies, tmp_path / "out", "ipo")
-    agreement.check("IPO", "TRL", ours, dpo_by_trl(trl, policies, batch, loss_type=["ipo"]))
+    theirs = trl_losses.dpo(trl, policies, paired(batch, policies), beta=BETA, loss_type=["ipo"])
+    agreement.check("IPO", "TRL", ours, theirs)
 
 
 def test_kto_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
-    from datasets import Dataset
-    from trl import KTOConfig, KTOTrainer
-
-    rows = []
-    for unit in encode_judged(batch.judged, policies.tokenizer, LEARNER.max_length, mismatched_seed=SEED)[0]:
-        ((own,), (other,)), border = (unit.sides, unit.mismatched), unit.sides[0].prompt_length
-        parts = (own.token_ids[:border], own.token_ids[border:], other.token_ids[border:])
-        ids = dict(zip(("prompt_ids", "completion_ids", "KL_completion_ids"), map(list, parts), strict=True))
-        rows.append({**ids, "label": unit.desirable})
+    units, _ = encode_judged(batch.judged, policies.tokenizer, LEARNER.max_length, mismatched_seed=SEED)
     weights = {"desirable_weight": DESIRABLE, "undesirable_weight": UNDESIRABLE}
-    trainer = KTOTrainer(
-        policies.fresh(),
-        policies.models["reference"],
-        KTOConfig(**trl, beta=BETA, max_length=None, **weights),
-        train_dataset=Dataset.from_list([{"prompt": f"a{i}", "completion": "b", "label": i == 0} for i in range(2)]),
-        processing_class=policies.tokenizer,
-    )
     ours = preference_loss(batch.judged, policies, tmp_path / "out", "kto", **weights)
-    agreement.check("KTO", "TRL", ours, trl_loss(trainer, rows))
+    agreement.check("KTO", "TRL", ours, trl_losses.kto(trl, policies, units, beta=BETA, **weights))
 
 
 def test_bco_agrees_with_trl(agreement, policies, batch, trl, tmp_path):
     """TRL moves its shift before the loss, by the mean of all rewards; ours moves after it, so the first loss is without one."""
-    from datasets import Dataset
-    from trl.experimental.bco import BCOConfig, BCOTrainer
-
     units, _ = encode_judged(batch.judged, policies.tokenizer, LEARNER.max_length)
-    longest = max(len(unit.sides[0]) for unit in units)
-    padded: dict[str, Any] = {"label": [unit.desirable for unit in units]}
-    for key, fill in (("input_ids", policies.tokenizer.pad_token_id), ("attention_mask", 0), ("labels", -100)):
-        rows = []
-        for unit in units:
-            ids, mask = unit.sides[0].token_ids, unit.sides[0].loss_mask
-            labels = [i if learned else -100 for i, learned in zip(ids, mask, strict=True)]
-            own = {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": labels}[key]
-            rows.append(own + [fill] * (longest - len(own)))
-        padded[f"completion_{key}"] = torch.tensor(rows)
-    trainer = BCOTrainer(
-        policies.fresh(),
-        policies.models["reference"],
-        BCOConfig(**trl, beta=BETA, max_length=512, remove_unused_columns=False),
-        train_dataset=Dataset.from_list([{"prompt": f"a{i}", "completion": "b", "label": i == 0} for i in range(2)]),
-        processing_class=policies.tokenizer,
-    )
-    with torch.no_grad():
-        said = [trainer.forward(model, padded)[:2] for model in (trainer.model, trainer.ref_model)]
-        unshifted, *_ = trainer.bco_loss(*said[0], *said[1], None, None, do_train=False)
-        shifted, _, _, delta = trainer.bco_loss(*said[0], *said[1], None, None)
-    same = {"desirable_weight": 1.0, "undesirable_weight": 1.0}  # TRL has none
-    ours = preference_loss(batch.judged, policies, tmp_path / "out", "bco", **same)
-    agreement.check("BCO, first step", "TRL", ours, float(unshifted.mean()))
-    policy_N, reference_N = (sums(packed(policies, side, [u.sides[0] for u in units])) for side in SIDES)
+    unshifted, shifted, shift = trl_losses.bco(trl, policies, units, beta=BETA)
+    even = {"desirable_weight": 1.0, "undesirable_weight": 1.0}  # TRL weighs no class
+    ours = preference_loss(batch.judged, policies, tmp_path / "out", "bco", **even)
+    agreement.check("BCO, first step", "TRL", ours, unshifted)
+    policy_N, reference_N = Tokens.of(policies, [u.sides[0] for u in units], LEARNER.micro_batch_tokens).sums()
     desirable_N = torch.tensor([unit.desirable for unit in units])
-    loss, _ = bco(policy_N, reference_N, desirable_N, len(units), reference_point=float(delta), beta=BETA)
-    assert abs(float(delta)) > 0.01
-    agreement.check("BCO, shifted", "TRL", float(loss), float(shifted.mean()))
+    loss, _ = bco(policy_N, reference_N, desirable_N, len(units), reference_point=shift, beta=BETA)
+    assert shift != 0
+    agreement.check("BCO, shifted", "TRL", float(loss), shifted)
 
 
 def test_the_first_loss_of_dpo_from_its_reference_is_ln_2(agreement, policies, batch, tmp_path):
@@ -292,6 +186,10 @@ def test_the_first_loss_of_dpo_from_its_reference_is_ln_2(agreement, policies, b
         fit_preferences, batch.pairs(), policies, tmp_path / "out", loss=config.PreferenceLoss(kind="dpo", beta=BETA)
     )
     agreement.check("DPO, first step from the reference", "ln 2", ours, math.log(2), allowed=1e-6)
+
+
+def paired(batch: Batch, policies: Policies) -> list[PairUnit]:
+    return encode_pairs(batch.pairs(), policies.tokenizer, LEARNER.max_length)[0]
 
 
 # --- pairs, by numpy --------------------------------------------------------------------------------------------------
@@ -306,7 +204,10 @@ def surprise(x: np.ndarray) -> np.ndarray:
 
 
 def test_jpo_agrees_with_numpy(agreement, policies, batch, tmp_path):
-    pairs, units = batch.joint_pairs(), encode_pairs(batch.joint_pairs(), policies.tokenizer, 512, joint=True)[0]
+    pairs, units = (
+        batch.joint_pairs(),
+        encode_pairs(batch.joint_pairs(), policies.tokenizer, LEARNER.max_length, joint=True)[0],
+    )
     gap_P = np.zeros(len(pairs))
     for place, (pair, unit) in enumerate(zip(pairs, units, strict=True)):
         assert pair.rejected_messages != pair.messages
@@ -318,7 +219,7 @@ def test_jpo_agrees_with_numpy(agreement, policies, batch, tmp_path):
 
 def test_modpo_agrees_with_numpy(agreement, policies, batch, tmp_path):
     """-log sigmoid((beta (log_ratio_chosen - log_ratio_rejected) - w_1 gap_1) / w_0), each pair under its own w."""
-    pairs, units = batch.pairs(), encode_pairs(batch.pairs(), policies.tokenizer, 512)[0]
+    pairs, units = batch.pairs(), paired(batch, policies)
     gap_P = log_ratios(policies, [u.sides[0] for u in units]) - log_ratios(policies, [u.sides[1] for u in units])
     w_PK, gaps_PK = np.array([pair.direction for pair in pairs]), np.array([pair.gaps for pair in pairs])
     theirs = surprise((BETA * gap_P - w_PK[:, 1] * gaps_PK[:, 1]) / w_PK[:, 0]).mean()
@@ -329,40 +230,9 @@ def test_modpo_agrees_with_numpy(agreement, policies, batch, tmp_path):
 # --- PPO and GRPO, by numpy -------------------------------------------------------------------------------------------
 
 
-def packed(policies: Policies, side: Side, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
-    """(T,) of each answer, as our learners compute them."""
-    return token_logprobs(policies.models[side], encoded, LEARNER.micro_batch_tokens)
-
-
-def sums(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([row.double().sum() for row in rows])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """Log-probabilities of the answers' tokens by both, as ours computes them and by transformers in fp64."""
-
-    counts: list[int]
-    place_R: np.ndarray  # whose answer a token belongs to
-    logp_R: torch.Tensor
-    reference_R: torch.Tensor
-    true_R: np.ndarray
-    true_reference_R: np.ndarray
-
-
 @pytest.fixture(scope="module")
 def tokens(policies, batch) -> Tokens:
-    counts = [len(one.response_ids) for one in batch.trajectories]
-    mine = [torch.cat(packed(policies, side, batch.encoded)) for side in SIDES]
-    other = [np.concatenate([policies.answer(side, one) for one in batch.encoded]) for side in SIDES]
-    return Tokens(
-        counts=counts,
-        place_R=np.repeat(np.arange(len(counts)), counts),
-        logp_R=mine[0],
-        reference_R=mine[1],
-        true_R=other[0],
-        true_reference_R=other[1],
-    )
+    return Tokens.of(policies, batch.encoded, LEARNER.micro_batch_tokens)
 
 
 def groups() -> torch.Tensor:
@@ -486,7 +356,7 @@ def test_kl_estimators_agree_with_numpy(agreement, tokens):
 def test_steerlm2_weights_agree_with_numpy(agreement, tokens, policies, batch):
     """Attributes as a normal distribution around the rewards, the prior the reference, the proposal the policy."""
     attribute_N = -0.5 * (batch.rewards_NK[:, 0] - 1.0) ** 2
-    logp_N, prior_N = (sums(torch.split(x, tokens.counts)) for x in (tokens.logp_R, tokens.reference_R))
+    logp_N, prior_N = tokens.sums()
     target_N, _ = target_weights(torch.tensor(attribute_N), prior_N, logp_N, groups())
     pull_N, _ = pull(target_N, prior_N, logp_N, groups())
 
