@@ -17,7 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from actors.crew import Crew
 from actors.first import First
@@ -148,15 +148,6 @@ class Online:
         """Whether version t is evaluated: every `evaluate_every` steps and at the end."""
         every = self.recipe.evaluate_every
         return t == self.recipe.steps or (every > 0 and t % every == 0)
-
-    def curve(self) -> list[dict[str, float]]:
-        """Metrics of every step so far, each once."""
-        rows = []
-        for mark in self.store.marks("iterations", "learn"):
-            told: dict[str, Any] = (self.store.marked(mark) or {}).get("metrics") or {}
-            if told:
-                rows.append({"step": float(mark.split("=")[1].split("/")[0]), **told})
-        return rows
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from actors.online import Online
 from actors.summary import figures, write
 from rhumbline import config
 from rhumbline.plan import Plan
+from rhumbline.runs import curve
 from rhumbline.store import RunStore
 
 
@@ -78,6 +79,6 @@ class OnlineJob:
         versions = kept if first.version is None else [first.version, *kept]
         policies = [crew.evaluate(version, first.calibration) for version in versions]
         initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
-        page = write(recipe, self.plan, self.store, crew, initial, policies, first.notes, online.curve())
+        page = write(recipe, self.plan, self.store, crew, initial, policies, first.notes, curve(self.store.path))
         print(f"report: {page}")
         return figures(recipe, first.calibration, policies[-1])

@@ -8,6 +8,7 @@
     rhumbline rewards card MODEL           how well a reward model says what people said of a file's answers
     rhumbline rewards debias MODEL         what length alone says of a score, to be taken off it
     rhumbline runs ls | show NAME          what runs have done so far
+    rhumbline runs curves NAME ...         how online training went, several runs in one figure
 
 Training itself is a job: `ray job submit ... -- jobs/dpa.py --recipe ...`.
 """
@@ -242,6 +243,33 @@ def runs_show(
     path = Path(name) if os.sep in name else runs / name
     for text in describe(path):
         typer.echo(text)
+
+
+@runs_app.command("curves")
+def runs_curves(
+    names: Annotated[list[str], typer.Argument(help="Names or paths of runs of jobs/ppo.py and jobs/grpo.py.")],
+    out: Annotated[Path, typer.Option(help="The figure; its numbers go beside it as CSV.")] = Path("build/curves.png"),
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Runs of online training in one figure: reward, KL and more over their steps, and how far the reward rose."""
+    from rhumbline import durable
+    from rhumbline.cards.figures import csv_of, png
+    from rhumbline.evaluation.curves import compared, rise
+    from rhumbline.runs import online_steps
+
+    told = [online_steps(Path(name) if os.sep in name else runs / name) for name in names]
+    plot = compared({one.name: one.rows for one in told}, {one.name: one.target for one in told if one.target})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    durable.replace(out, png(plot.figure))
+    durable.replace(out.with_suffix(".csv"), csv_of(plot.rows))
+    for one in told:
+        rose = rise(one.rows, one.answers)
+        target = f", target {one.target:g}" if one.target else ""
+        typer.echo(
+            f"{one.name}: reward {rose.first:.3f} in the first steps, {rose.last:.3f} in the last of {len(one.rows)}: "
+            f"{rose.errors:+.1f} standard errors; KL {rose.kl:.2f} nats per answer{target}"
+        )
+    typer.echo(f"figure: {out}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rhumbline import durable
 from rhumbline.errors import RunError, did_you_mean
 from rhumbline.lease import STALE_AFTER_S
@@ -36,6 +38,43 @@ class Run:
     heartbeat_age_s: float | None  # None: it never beat
     reason: str  # why it failed or stopped
     report: Path | None  # report/index.html where there is one
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    """Metrics of every step of online training so far, each once, in order; empty for other jobs."""
+    steps = {}
+    for mark in path.glob("iterations/t=*/learn.json"):
+        told = _json(mark).get("metrics") or {}
+        if told:
+            steps[int(mark.parent.name.removeprefix("t="))] = told
+    return [{"step": float(t), **steps[t]} for t in sorted(steps)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSteps:
+    """What `curve` gives, with what its recipe asked for."""
+
+    name: str
+    rows: list[dict[str, float]]
+    answers: int  # of a step
+    target: float | None  # of the KL, nats per answer
+
+
+def online_steps(path: Path) -> OnlineSteps:
+    """The steps of a run of jobs/ppo.py or jobs/grpo.py. Raises RunError for any other."""
+    from rhumbline import config
+
+    found, rows = read(path), curve(path)
+    raw = yaml.safe_load((path / _RECIPE).read_text(encoding="utf-8"))
+    kind = config.JOBS.get(str(raw.get("job")))
+    if kind is None or not issubclass(kind, config.OnlineRecipe):
+        raise RunError(f"{path} is a run of jobs/{raw.get('job', 'dpa')}.py: only online training has a curve of steps")
+    if not rows:
+        raise RunError(f"{path} has not finished a step yet (it is {found.state})")
+    recipe = config.validate(raw, str(path / _RECIPE), kind=kind)
+    assert isinstance(recipe, config.OnlineRecipe)
+    target = recipe.update().kl.target
+    return OnlineSteps(name=found.name, rows=rows, answers=recipe.answers_per_step, target=target)
 
 
 def read(path: Path) -> Run:

@@ -45,7 +45,7 @@ def to_parquet(records: Sequence[Record]) -> bytes:
 
 
 def from_parquet(data: bytes) -> list[Record]:
-    """The records of a file made by `to_parquet`. Raises StoreError for any other file."""
+    """The records of a file made by `to_parquet`, also before fields with a default were added. Else raises StoreError."""
     try:
         table = pq.read_table(pa.BufferReader(data))
     except pa.ArrowException as e:
@@ -56,12 +56,14 @@ def from_parquet(data: bytes) -> list[Record]:
     if name not in KINDS:
         raise StoreError(f"the file holds {name!r} records, known are {', '.join(KINDS)}")
     kind = KINDS[name]
-    if table.schema.names != schema(kind).names:
-        raise StoreError(
-            f"{name} records of another version: fields {table.schema.names}, expected {schema(kind).names}"
-        )
+    other = f"{name} records of another version: fields {table.schema.names}, expected {schema(kind).names}"
+    if not set(table.schema.names) <= set(schema(kind).names):
+        raise StoreError(other)
     build = _reader(kind)
-    return [build(row) for row in table.to_pylist()]
+    try:
+        return [build(row) for row in table.to_pylist()]
+    except TypeError as e:  # a field without a default is not there
+        raise StoreError(f"{other} ({e})") from None
 
 
 def schema(kind: type[Record]) -> pa.Schema:
@@ -100,7 +102,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if dataclasses.is_dataclass(hint):
         make: Callable[..., Any] = typing.cast(Any, hint)
         fields = [(name, _reader(sub)) for name, sub in typing.get_type_hints(hint).items()]
-        return lambda row: make(**{name: read(row[name]) for name, read in fields})
+        # A field that came later has its default in older files.
+        return lambda row: make(**{name: read(row[name]) for name, read in fields if name in row})
     if typing.get_origin(hint) is tuple:
         inner = _reader(typing.get_args(hint)[0])
         return lambda values: tuple(inner(value) for value in values)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rhumbline.evaluation.curves import learning
+import pytest
+
+from rhumbline.evaluation.curves import compared, learning, rise
 
 
 def test_panels_are_those_that_some_step_measured() -> None:
@@ -23,3 +25,22 @@ def test_panels_are_those_that_some_step_measured() -> None:
 
 def test_no_steps_are_no_error() -> None:
     assert learning([]).rows == []
+
+
+def test_runs_share_their_panels_and_are_told_apart() -> None:
+    ours, free = ([{"step": 1.0, "learn/kl": kl}, {"step": 2.0, "learn/kl": 2 * kl}] for kl in (1.0, 3.0))
+    plot = compared({"ppo": ours, "free": free}, {"ppo": 2.5})
+    (axes,) = plot.figure.axes
+    assert [line.get_label() for line in axes.lines[:1]] == ["ppo"]
+    assert {tuple(map(float, line.get_ydata())) for line in axes.lines} == {(1.0, 2.0), (3.0, 6.0), (2.5, 2.5)}
+    assert [row["run"] for row in plot.rows] == ["ppo", "ppo", "free", "free"]
+    assert "ppo 2, free 6" in plot.caption
+
+
+def test_a_rise_is_told_in_standard_errors_over_answers() -> None:
+    rows = [{"step": step, "learn/score_mean": mean, "learn/score_std": 1.0} for step, mean in ((1.0, 0.0), (2.0, 1.0))]
+    rose = rise(rows, answers=50)
+    assert (rose.first, rose.last, rose.error) == (0.0, 1.0, pytest.approx(0.2))
+    assert rose.errors == pytest.approx(5.0)
+    assert math.isnan(rose.kl)
+    assert math.isnan(rise(rows[:1], answers=50).errors)  # one step shows no rise

@@ -7,6 +7,8 @@ import pickle
 import typing
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,3 +109,23 @@ def test_what_cannot_be_stored_says_so() -> None:
         to_parquet([dataclasses.replace(QUERY, style="\ud800")])
     with pytest.raises(StoreError, match="not a Parquet file"):
         from_parquet(b"half a file")
+
+
+def test_a_field_that_came_later_has_its_default_in_older_files() -> None:
+    answer = Completion(
+        query=QUERY,
+        sample_index=0,
+        text="So.",
+        token_ids=(4,),
+        logprob=-1.0,
+        finish_reason="stop",
+        policy_version="t=1",
+    )
+    table = pq.read_table(pa.BufferReader(to_parquet([answer])))
+    older = pa.BufferOutputStream()
+    pq.write_table(table.drop_columns(["token_logprobs"]), older)
+    assert from_parquet(older.getvalue().to_pybytes()) == [answer]
+    broken = pa.BufferOutputStream()
+    pq.write_table(table.drop_columns(["text"]), broken)
+    with pytest.raises(StoreError, match=r"Completion records of another version.*'text'"):
+        from_parquet(broken.getvalue().to_pybytes())
