@@ -47,6 +47,7 @@ FREE_KEYS = frozenset(
         "deadline_s",
         "save_every",
         "keep_checkpoints",
+        "generator.probe_tolerance",  # a run that it stopped can go on with another
     }
     | {
         f"{actor}.{key}"
