@@ -23,6 +23,7 @@ import numpy as np
 from actors import learner, probes, weights
 from actors.accounts import Accounts
 from actors.generator import Generator
+from actors.measures import Measures, batches, reference_point
 from actors.pool import Failed, Pool
 from actors.progress import objective_means
 from actors.reference import Reference
@@ -33,7 +34,6 @@ from rhumbline.codecs import Codec
 from rhumbline.data.prompts import turn_id
 from rhumbline.errors import CodecError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
-from rhumbline.evaluation.frontier import maximised, reference_point
 from rhumbline.evaluation.wins import win_shares
 from rhumbline.learning.policy import merge_adapter
 from rhumbline.metrics import MetricsLog, reward_metrics
@@ -60,6 +60,7 @@ class Crew:
         # Its heavy parts stay unloaded here.
         self.reward_model = RewardModel.build(recipe.rewards, policy=self.initial, trust_remote_code=trusted)
         self.metrics, self.accounts = MetricsLog(store.path / "metrics.jsonl"), Accounts(store)
+        self.measures = Measures(store, self.accounts)
         self.loaded = INITIAL
         self._held_out: dict[str, Rollout] = {}
         generator, threads = recipe.generator, recipe.scorer.threads
@@ -163,17 +164,17 @@ class Crew:
 
     def score(self, stage: str, completions: Sequence[Completion]) -> list[Scored]:
         """Score answers that nobody sampled here, such as labelled data."""
-        began, batches = time.monotonic(), _batches(completions, 256)
+        began, shards = time.monotonic(), batches(completions, 256)
         done = self.store.done(stage)
-        for index, result in self.scorers.map("score", ((i, (b,)) for i, b in enumerate(batches) if i not in done)):
+        for index, result in self.scorers.map("score", ((i, (b,)) for i, b in enumerate(shards) if i not in done)):
             if isinstance(result, Failed):
-                self.store.event("failed", stage=stage, shard=index, reason=result.error, samples=len(batches[index]))
+                self.store.event("failed", stage=stage, shard=index, reason=result.error, samples=len(shards[index]))
             else:
                 tokens = sum(len(one.completion.token_ids) for one in result)
                 now = time.monotonic()
                 self.store.publish(stage, index, result, {"tokens": tokens, "seconds": now - began})
                 began = now
-        if len(done) < len(batches):
+        if len(done) < len(shards):
             self.accounts.shards(stage, stage)
         return list(self.store.read(stage, Scored))
 
@@ -351,9 +352,9 @@ class Crew:
             t=t,
             label=label,
             signs={name: o.sign for name, o in self.recipe.rewards.objectives.items()},
-            reference_point=self.reference_point(calibration),
+            reference_point=reference_point(self.recipe, calibration),
             scale=dict(zip(self.names, calibration.std, strict=True)) if self.recipe.rewards.standardise else None,
-            kl=self._kl(label, [s.completion for s in scored]) if settings.kl else None,
+            kl=self.measures.kl(label, [s.completion for s in scored], self.references) if settings.kl else None,
             wins=None if settings.win_rate is None or t is None else self._wins(label, scored, settings.win_rate.head),
             wins_by=None if settings.win_rate is None else settings.win_rate.head,
             bootstrap=settings.bootstrap,
@@ -362,52 +363,12 @@ class Crew:
         self.store.mark(f"evaluation/{label}", evaluation.to_json())
         return evaluation, list(scored)
 
-    def reference_point(self, calibration: Calibration) -> dict[str, float]:
-        """The recipe's, or the calibration samples' worst minus a tenth of their range; objective units."""
-        if self.recipe.evaluation.reference_point is not None:
-            return self.recipe.evaluation.reference_point
-        signs_K = np.array([o.sign for o in self.recipe.rewards.objectives.values()], dtype=np.float64)
-        ends_2K = maximised([calibration.minimum, calibration.maximum], signs_K)
-        point_K = reference_point(ends_2K.min(axis=0), np.ptp(ends_2K, axis=0)) * signs_K
-        return dict(zip(self.names, point_K.tolist(), strict=True))
-
-    def _kl(self, label: str, completions: Sequence[Completion]) -> dict[str, float]:
-        if self.store.marked(f"evaluation/{label}.kl") is None and not self.references.started:
-            self.references.__enter__()
-        return self._measured(f"evaluation/{label}", "kl", completions, self.references, "kl")
-
-    def _wins(self, label: str, scored: Sequence[Scored], head: str) -> dict[str, float]:
+    def _wins(self, label: str, scored: Sequence[Scored], name: str) -> dict[str, float]:
         """Completion id -> its share of wins over the initial policy's answers to its prompt; missing where not scored."""
-        sign = 1 if next(one for one in self.reward_model.heads if one.name == head).higher_is_better else -1
-
-        def judged(label: str, answers: Sequence[Scored]) -> list[tuple[Completion, float]]:
-            completions = [one.completion for one in answers]
-            scores = self._measured(f"evaluation/{label}", "win_rate", completions, self.scorers, "head", head)
-            return [(one, sign * scores[one.id]) for one in completions if one.id in scores]
-
-        return win_shares(judged(label, scored), judged(INITIAL, self.held_out(None).scored))
-
-    def _measured(
-        self, stage: str, what: str, completions: Sequence[Completion], pool: Pool, method: str, *arguments: Any
-    ) -> dict[str, float]:
-        """Completion id -> a number that a pool's actors find for it; kept in the store as <stage>.<what>.json."""
-        mark = f"{stage}.{what}"
-        known = self.store.marked(mark)
-        if known is None:
-            began, batches = time.monotonic(), _batches(completions, 128)
-            known = {}
-            for index, result in pool.map(method, ((i, (b, *arguments)) for i, b in enumerate(batches))):
-                if isinstance(result, Failed):
-                    self.store.event(
-                        "failed", stage=mark, shard=index, reason=result.error, samples=len(batches[index])
-                    )
-                else:
-                    known |= dict(zip((c.id for c in batches[index]), result, strict=True))
-            if len(known) == len(completions):  # else the next session tries again
-                self.store.mark(mark, known)
-            tokens = sum(len(c.token_ids) for c in completions)
-            self.accounts.add(f"{stage}-{what}", time.monotonic() - began, len(completions), tokens)
-        return {key: float(value) for key, value in known.items()}
+        head = next(one for one in self.reward_model.heads if one.name == name)
+        own = self.measures.scores(label, scored, self.scorers, head)
+        initial = self.measures.scores(INITIAL, self.held_out(None).scored, self.scorers, head)
+        return win_shares(own, initial)
 
     def event(self, kind: str, fields: dict[str, Any]) -> None:
         self.store.event(kind, **fields)
@@ -422,10 +383,6 @@ def _portable(name: str) -> str:
 
 def _label(t: int | None) -> str:
     return INITIAL if t is None else f"t={t}"
-
-
-def _batches(completions: Sequence[Completion], size: int) -> list[list[Completion]]:
-    return [list(completions[i : i + size]) for i in range(0, len(completions), size)]
 
 
 def _threads(threads: int | None) -> dict[str, str]:

@@ -10,9 +10,10 @@ state of Tune's, and a search that is begun anew in the same folder computes not
 
 What Tune does, read in Ray 2.60:
 - The trial's own actor gets an empty bundle, and with it placement_group_capture_child_tasks: whatever actor it makes goes into
-  its group (air/execution/resources/placement_group.py, actor.py), in any bundle of a node. An actor that is larger than every
-  bundle is a ValueError at once, not a wait.
-- Ray Train makes a placement group of its own for its workers (train/v2/.../worker_group.py), outside the trial's. `room` keeps
+  its group (air/execution/resources/placement_group.py, actor.py), in any bundle with room for it. So a small actor may take a
+  large one's bundle, and the large one then waits for ever: `cluster.slots` gives each actor its own bundle. An actor that is
+  larger than every bundle is a ValueError at once, not a wait.
+- Ray Train makes a placement group of its own for its workers (its worker_group.py), outside the trial's. `room` keeps
   the two apart, and both have to fit.
 - A trial that returns without a report ends the whole search where it was restored: the last line of a trial is a report.
 - Tuner.restore without an experiment_state file starts a search of one sample in silence: then we start anew.
@@ -31,8 +32,8 @@ from typing import Any
 import yaml
 from ray import tune
 
+from actors.command import Figures
 from actors.trial import (
-    Figures,
     check_records,
     job_module,
     job_of,

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from actors.command import Figures, Report
 from actors.dry_run import check
 from cluster.session import resources
 from rhumbline import config, durable, lease
@@ -31,8 +32,6 @@ from rhumbline.config.sweep import Point
 from rhumbline.errors import ConfigError, RunError
 from rhumbline.plan import Plan
 
-Figures = dict[str, float]
-Report = Callable[[Figures], None]
 TRIALS = "trials"
 CLAIMS = ".claims"  # within TRIALS: which process is at which trial
 LOOK_EVERY_S = 1.0  # at a trial of the same point that is under way

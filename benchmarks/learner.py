@@ -322,8 +322,9 @@ def trl_trained(job: Job, seed: int, rival: Rival) -> Trained:
 
     losses: list[float] = []
 
-    class Recording(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_args: Any, logs: dict[str, float], **_kwargs: Any) -> None:  # type: ignore[override]
+    class Recording(TrainerCallback):
+        def on_log(self, *_args: Any, **kwargs: Any) -> None:
+            logs: dict[str, float] = kwargs["logs"]
             if "loss" in logs:  # of a step; the last log is of the whole training
                 losses.append(logs["loss"])
 
@@ -396,7 +397,7 @@ def dpo_trainer(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class OnTokens(DPOTrainer):  # type: ignore[misc]
+    class OnTokens(DPOTrainer):  # type: ignore[misc]  # TRL's classes are Any to mypy
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 

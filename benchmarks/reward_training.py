@@ -220,7 +220,7 @@ def reward_trainer(job: Job, batch_size: int, checkpointing: bool, seed: int) ->
     rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for step in steps for chosen, rejected in step]
     losses: list[float] = []
 
-    class Recording(RewardTrainer):  # type: ignore[misc]
+    class Recording(RewardTrainer):  # type: ignore[misc]  # TRL's classes are Any to mypy
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
             losses.append(float(loss.detach()))

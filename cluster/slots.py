@@ -17,7 +17,7 @@ from typing import Any
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-_BY_ROLE: ContextVar[Mapping[str, Sequence[int]]] = ContextVar("slots", default={})  # noqa: B039  never written to
+_BY_ROLE: ContextVar[Mapping[str, Sequence[int]] | None] = ContextVar("slots", default=None)
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def slots(by_role: Mapping[str, Sequence[int]]) -> Iterator[None]:
 
 def slot(role: str, index: int) -> dict[str, Any]:
     """Options that put the index-th actor of a role into its own bundle; none where the run is not held in a group."""
-    own = _BY_ROLE.get().get(role, ())
+    own = (_BY_ROLE.get() or {}).get(role, ())
     group = get_current_placement_group() if index < len(own) else None
     if group is None:
         return {}

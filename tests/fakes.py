@@ -114,7 +114,7 @@ class FakeScorer(Scorer):
     """The real actor around `FakeRewardModel`."""
 
     def setup(self) -> None:
-        self.model = FakeRewardModel()  # type: ignore[assignment]
+        self.model = FakeRewardModel()  # type: ignore[assignment]  # of the two methods that are used
 
 
 # --- a policy ---------------------------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ import numpy as np
 
 from rhumbline.codecs import Codec, SteerLM, conversation, in_front
 from rhumbline.data.comparisons import Comparison
+from rhumbline.profiles import told
 from rhumbline.queries import derive_seed
 from rhumbline.records import Example, Judged, Message, Pair, Prompt, Scored, Selected
 from rhumbline.selection import Extremes
-
-PERSON = "You answer this person."  # a paragraph of its own: `data.chat` sanitises what follows it
 
 
 def from_selected(selected: Iterable[Selected], codec: Codec, *, distil: bool = False) -> list[Example]:
@@ -123,7 +122,7 @@ def pairs_of_people(comparisons: Iterable[Comparison]) -> list[Pair]:
     the policy learns to answer whom it is told about.
     """
     return [
-        Pair(id=name, messages=_of_judge(one), chosen=better, rejected=worse)
+        Pair(id=name, messages=told(one.profile, one.prompt.messages), chosen=better, rejected=worse)
         for name, one, better, worse in _decided(comparisons)
     ]
 
@@ -137,7 +136,7 @@ def judged_of_people(comparisons: Iterable[Comparison]) -> list[Judged]:
                 Judged(
                     id=f"{name}/{side}",
                     prompt_id=one.prompt.id,
-                    messages=_of_judge(one),
+                    messages=told(one.profile, one.prompt.messages),
                     response=text,
                     desirable=side == "chosen",
                 )
@@ -194,11 +193,3 @@ def _asked(answer: Scored, codec: Codec | None, direction: Sequence[float]) -> t
     """The prompt of an answer under a direction; as it is where none is said."""
     messages = answer.completion.query.prompt.messages
     return messages if codec is None else conversation(codec, direction, messages)
-
-
-def _of_judge(one: Comparison) -> tuple[Message, ...]:
-    """The prompt of a comparison under the profile of the one who judged."""
-    if not one.profile:
-        return one.prompt.messages
-    told = "\n".join(f"{name}: {fact}" for name, fact in one.profile.items())
-    return in_front(f"{PERSON}\n\n{told}", one.prompt.messages)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import DpoRecipe, OnlineRecipe, PpoRecipe, Recipe, Run, SoupRecipe, Source, Style
+from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Source, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
@@ -235,7 +235,7 @@ def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
     if isinstance(recipe, DpoRecipe):
         check_loss(recipe.loss)
     if isinstance(recipe, OnlineRecipe):
-        check_update(recipe.update(), "ppo" if isinstance(recipe, PpoRecipe) else "grpo")
+        check_update(recipe.update(), recipe.section)
     cone = region(recipe.directions, names)
     codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
     if not recipe.steered:

@@ -1,4 +1,4 @@
-"""Whom held-out prompts are asked for: policies that learn from people's pairs under profiles are evaluated under them too.
+"""What a policy is told about the person it answers: whoever judged a pair, and for held-out prompts the same people.
 
     profiles = profiles_of(recipe, prompts)        # {prompt id: {'user_id': 'judge 3'}}; empty where no prompt has one
     queries = under_profiles(queries, profiles)    # 'You answer this person.' and what is known, before the prompt
@@ -15,9 +15,9 @@ from rhumbline.codecs import in_front
 from rhumbline.config import DpoRecipe, Run
 from rhumbline.data.comparisons import load_comparisons
 from rhumbline.data.prompts import prompt_id_of
-from rhumbline.examples import PERSON
 from rhumbline.records import Message, Prompt, Query
 
+PERSON = "You answer this person."  # a paragraph of its own: `data.chat` sanitises what follows it
 Profile = Mapping[str, str]
 
 
@@ -36,7 +36,7 @@ def profiles_of(recipe: Run, prompts: Sequence[Prompt]) -> dict[str, Profile]:
 
 
 def told(profile: Profile | None, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Turns under a profile, as those of pairs that people judged; None: as they are."""
+    """Turns under a profile, in training and in evaluation; without one, as they are."""
     if not profile:
         return tuple(messages)
     facts = "\n".join(f"{name}: {fact}" for name, fact in profile.items())

@@ -1,12 +1,15 @@
-"""One small Ray cluster for all tests of actors: starting one takes seconds."""
+"""What tests of actors share: one small Ray cluster, because starting one takes seconds, and a search that needs none."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from rhumbline.config import SweepRecipe
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,14 @@ def cluster() -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="tests")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRecipe:
+    """The search of trial_fakes.py in the working folder, on a cluster of one node."""
+    from actors import search
+    from tests.actors import trial_fakes
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "nodes", lambda: [{"CPU": 4.0}])
+    return trial_fakes.written(tmp_path)

@@ -52,29 +52,34 @@ def load(folder: Path, **evaluation: Any) -> config.Recipe:
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
+def scorers() -> Scorers:
+    return Scorers()
+
+
+@pytest.fixture
+def crew(tmp_path: Path, scorers: Any) -> Iterator[Crew]:
     recipe = load(tmp_path, win_rate={"head": "lists"})
     plan = Plan.make(recipe)
     with RunStore.create(tmp_path / "runs", recipe, resume=False) as store:
         made = Crew(recipe, store, plan)
-        made.scorers = Scorers()  # type: ignore[assignment]  # a fake of the one method that is used
+        made.scorers = scorers  # a fake of the one method that is used
         initial = [*says("a", None, 1.0, 2.0), *says("b", None, 5.0)]
         made._held_out["initial"] = Rollout(scored=tuple(initial), failed=0)
         yield made
 
 
-def test_answers_are_compared_by_the_held_out_head_and_its_scores_are_kept(crew: Crew) -> None:
+def test_answers_are_compared_by_the_held_out_head_and_its_scores_are_kept(crew: Crew, scorers: Scorers) -> None:
     own = [*says("a", NEAR, 3.0, 1.0), *says("b", NEAR, 5.0), *says("a", FAR, 0.0), *says("b", FAR, 6.0)]
     told = crew.judge("t=1", own, CALIBRATION, t=1)
     rates = [direction.win_rate.value for direction in told[0].directions if direction.win_rate is not None]
     assert rates == [0.5625, 0.5]  # as in test_evaluation_wins.py
-    assert crew.scorers.asked == [("head", "lists", 5), ("head", "lists", 3)]  # type: ignore[attr-defined]
+    assert scorers.asked == [("head", "lists", 5), ("head", "lists", 3)]
     kept = json.loads((crew.store.path / "evaluation/t=1.win_rate.json").read_text())
     assert kept == {"a/d0/s0": 3.0, "a/d0/s1": 1.0, "b/d0/s0": 5.0, "a/d1/s0": 0.0, "b/d1/s0": 6.0}
     assert json.loads((crew.store.path / "evaluation/t=1.json").read_text())["win_rate"]["value"] == 0.53125
     assert figures(crew.recipe, CALIBRATION, told)["win_rate"] == 0.53125
     crew.judge("t=1", own, CALIBRATION, t=1)
-    assert len(crew.scorers.asked) == 2  # type: ignore[attr-defined]  # read back
+    assert len(scorers.asked) == 2  # read back
 
 
 def test_the_initial_policy_has_no_opponent(crew: Crew) -> None:

@@ -72,7 +72,7 @@ def test_samples_do_not_depend_on_what_else_is_in_the_batch(
         return SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
 
     monkeypatch.setattr(os, "environ", dict(given))
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, EngineArgs=EngineArgs))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, EngineArgs=EngineArgs))
     VLLM(config.Generator(num_gpus=num_gpus), str(tiny), None, False)
     assert environment == [then]
 

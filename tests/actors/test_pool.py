@@ -171,7 +171,7 @@ def test_a_map_that_is_left_early_leaves_a_pool_that_works(tmp_path: Path) -> No
     with pool(tmp_path) as workers:
         results = workers.map("double", ((n, (n, 0.2)) for n in range(50)))
         next(results)
-        results.close()  # type: ignore[attr-defined]
+        results.close()  # type: ignore[attr-defined]  # a generator, which its type does not say
         assert list(workers.map("double", units(range(3)))) == [(n, 2 * n) for n in range(3)]
 
 

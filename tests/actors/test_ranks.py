@@ -146,7 +146,7 @@ def test_a_foreign_error_without_a_death_stops_the_run(monkeypatch: pytest.Monke
     made._actors = [fake.remote(object).options().remote(rank, 2, {}) for rank in (0, 1)]
     with pytest.raises(RuntimeError) as error:
         made.update(1)
-    assert error.value.cause is CLOSED  # type: ignore[attr-defined]
+    assert error.value.cause is CLOSED  # type: ignore[attr-defined]  # Ray's, on the error that it makes
     assert events == []
 
 

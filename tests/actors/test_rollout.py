@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,11 +70,11 @@ def test_a_driver_that_stops_half_way_loses_no_shard_and_makes_none_twice(
 
     publish, published = RunStore.publish, []
 
-    def stopping(self: RunStore, stage: str, index: int, *rest: object) -> bool:
+    def stopping(self: RunStore, stage: str, index: int, *rest: Any) -> bool:
         if len(published) == 5:
             raise KeyboardInterrupt
         published.append((stage, index))
-        return publish(self, stage, index, *rest)  # type: ignore[arg-type]
+        return publish(self, stage, index, *rest)
 
     monkeypatch.setattr(RunStore, "publish", stopping)
     with pytest.raises(KeyboardInterrupt), create(tmp_path / "stopped") as store:

@@ -144,16 +144,22 @@ def engine_args() -> Any:
 def faked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Generator, Path]:
     """A generator whose vLLM is `Engine`, and the folder of its policy."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, EngineArgs=engine_args()))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, EngineArgs=engine_args()))
     policy = tiny_policy(tmp_path / "policy")
     generator = Generator(config.Generator(sync="transfer"), model=str(policy))
     generator.setup()
     return generator, policy
 
 
+def llm(generator: Generator) -> Any:
+    """vLLM's own object in a generator."""
+    backend: Any = generator.backend
+    return backend.llm
+
+
 def test_one_session_per_version_then_the_prefix_cache_goes(faked: tuple[Generator, Path]) -> None:
     generator, policy = faked
-    engine: Any = generator.backend.llm  # type: ignore[attr-defined]
+    engine = llm(generator)
     assert engine.settings["weight_transfer_config"] == {"backend": FILES}
     assert engine.settings["worker_extension_cls"] == EXTENSION
     generator.load("t=1", str(policy))
@@ -169,7 +175,7 @@ def test_one_session_per_version_then_the_prefix_cache_goes(faked: tuple[Generat
 
 def test_an_engine_that_fails_or_keeps_its_cache_stops_the_run(faked: tuple[Generator, Path]) -> None:
     generator, policy = faked
-    engine: Any = generator.backend.llm  # type: ignore[attr-defined]
+    engine = llm(generator)
     engine.refused = "reset_prefix_cache"
     with pytest.raises(WeightSyncError, match="kept its prefix cache after loading t=1"):
         generator.load("t=1", str(policy))
@@ -184,7 +190,7 @@ def test_an_engine_that_fails_or_keeps_its_cache_stops_the_run(faked: tuple[Gene
 
 def real(sync: str, model: Path) -> Generator:
     os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up
-    settings = config.Generator(sync=sync, engine={"max_model_len": 512, "max_num_seqs": 32})  # type: ignore[arg-type]
+    settings = config.Generator(sync=sync, engine={"max_model_len": 512, "max_num_seqs": 32})
     generator = Generator(settings, model=str(model))
     generator.setup()
     return generator
@@ -294,7 +300,7 @@ def test_child_processes_know_the_file_engine_and_say_what_is_missing(
         with pytest.raises(WeightSyncError, match="t=2 from"):
             generator.load("t=2", str(half))
     finally:
-        generator.backend.llm.llm_engine.engine_core.shutdown()  # type: ignore[attr-defined]
+        llm(generator).llm_engine.engine_core.shutdown()
 
 
 @pytest.mark.slow
@@ -306,7 +312,7 @@ def test_transferred_weights_are_those_of_a_full_reload_and_of_a_fresh_engine(
     one = shifted(tmp_path / "one", embedded, 1.2)  # as no other test here has them
     cases = read_probe(one)
     assert engine.switch("t=1", str(one), cases, TOLERANCE).gap < TOLERANCE
-    assert engine.backend.llm.get_weight_version() == "t=1"  # type: ignore[attr-defined]
+    assert llm(engine).get_weight_version() == "t=1"
     full = real("full", embedded)
     full.switch("t=1", str(one), cases, TOLERANCE)
     fresh = real("full", one)

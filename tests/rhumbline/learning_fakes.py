@@ -100,8 +100,13 @@ class Log:
         self.figures.append(figures)
         if folder is not None:
             self.folders.append(folder)
+            assert (folder / "state.json").is_file()
         if len(self.figures) == self.stop_after:
             raise KeyboardInterrupt
+
+    @property
+    def losses(self) -> list[float]:
+        return self.of("loss")
 
     def of(self, name: str) -> list[float]:
         return [f[f"learn/{name}"] for f in self.figures]

@@ -109,6 +109,6 @@ def test_an_override_reaches_the_loss(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("kind: preference\ncomparisons: {mine: {path: a.jsonl, licence: CC0}}\n")
     loss = load(path, ["loss.margin=strength", "loss.centring=0.01"]).loss
-    assert (loss.margin, loss.centring) == ("strength", 0.01)  # type: ignore[union-attr]
+    assert (loss.margin, loss.centring) == ("strength", 0.01)  # type: ignore[union-attr]  # the kind is preference
     with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key loss\.swap"):
         load(path, ["loss.swap=both"])

@@ -23,6 +23,7 @@ from rhumbline.learning.logprobs import response_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer
 from rhumbline.rewards.network import Network
 from tests.fakes import tiny_policy
+from tests.rhumbline.learning_fakes import Log
 from tests.rhumbline.reward_tasks import LORA, recipe_of, task_of
 
 KINDS_HERE = ["regression", "absolute", "preference", "comparer"]
@@ -31,24 +32,6 @@ KINDS_HERE = ["regression", "absolute", "preference", "comparer"]
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policy(tmp_path_factory.mktemp("backbone") / "policy")
-
-
-class Log:
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.figures: list[dict[str, Any]] = []
-        self.folders: list[Path] = []
-        self.stop_after = stop_after
-
-    def __call__(self, figures: dict[str, Any], folder: Path | None) -> None:
-        self.figures.append(figures)
-        if folder is not None:
-            self.folders.append(folder)
-        if len(self.figures) == self.stop_after:
-            raise KeyboardInterrupt
-
-    @property
-    def losses(self) -> list[float]:
-        return [f["learn/loss"] for f in self.figures]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

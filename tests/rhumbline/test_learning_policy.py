@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,11 +115,11 @@ def test_an_unreadable_policy_is_a_user_error(tmp_path):
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def noisy_adapter(base: Path, folder: Path, **settings: object) -> dict[str, torch.Tensor]:
+def noisy_adapter(base: Path, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     """Save a LoRA with random A and B; returns its tensors as stored."""
     torch.manual_seed(3)
-    options = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
-    model = get_peft_model(load_policy(base), LoraConfig(**options))  # type: ignore[arg-type]
+    options: Any = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
+    model = get_peft_model(load_policy(base), LoraConfig(**options))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)

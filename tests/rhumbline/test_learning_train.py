@@ -19,7 +19,7 @@ from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
 from rhumbline.records import Example, Message
 from rhumbline.tables import from_parquet
-from tests.rhumbline.learning_fakes import example, examples, quick, tiny_policy
+from tests.rhumbline.learning_fakes import Log, example, examples, quick, tiny_policy
 
 LORA = {"r": 4, "alpha": 8}
 
@@ -27,27 +27,6 @@ LORA = {"r": 4, "alpha": 8}
 @pytest.fixture
 def policy(tmp_path) -> Path:
     return tiny_policy(tmp_path / "policy")
-
-
-class Log:
-    """Figures of every step, and the folders that were reported."""
-
-    def __init__(self, stop_after: int | None = None, copy_to: Path | None = None) -> None:
-        self.figures: list[dict[str, Any]] = []
-        self.folders: list[Path] = []
-        self.stop_after, self.copy_to = stop_after, copy_to
-
-    def __call__(self, figures: dict[str, Any], folder: Path | None) -> None:
-        self.figures.append(figures)
-        if folder is not None:
-            self.folders.append(folder)
-            assert (folder / "state.json").is_file()
-        if len(self.figures) == self.stop_after:
-            raise KeyboardInterrupt
-
-    @property
-    def losses(self) -> list[float]:
-        return [f["learn/loss"] for f in self.figures]
 
 
 def moved(a: Path, b: Path) -> float:

@@ -67,10 +67,10 @@ def test_ids_name_the_path_through_the_stages() -> None:
 
 def test_records_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        QUERY.seed = 8  # type: ignore[misc]
+        QUERY.seed = 8  # type: ignore[misc]  # frozen: the point of the test
     assert not hasattr(QUERY, "__dict__")
     with pytest.raises(TypeError):
-        Message("user", "keywords only")  # type: ignore[misc]
+        Message("user", "keywords only")  # type: ignore[call-arg]  # the point of the test
 
 
 def test_every_record_can_be_stored() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rhumbline.errors import ConfigError, DirectionError
-from rhumbline.scalarise import SCALARISATIONS, Standardiser, chebyshev, linear
+from rhumbline.scalarise import SCALARISATIONS, Scalarisation, Standardiser, chebyshev, linear
 
 numbers = st.floats(-100, 100)
 weights = st.floats(-1, 1).filter(lambda w: w == 0 or abs(w) > 1e-3)
@@ -48,11 +50,11 @@ def test_chebyshev_reaches_the_concave_part_that_no_weighted_sum_does() -> None:
 @given(rewards_and_directions(), st.sampled_from(sorted(SCALARISATIONS)), st.randoms())
 @settings(deadline=None)
 def test_the_order_of_objectives_does_not_matter(
-    case: tuple[np.ndarray, np.ndarray], name: str, random: object
+    case: tuple[np.ndarray, np.ndarray], name: str, random: Random
 ) -> None:
     rewards_NK, direction_K = case
     order = list(range(len(direction_K)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     scalarise = SCALARISATIONS[name]
     np.testing.assert_allclose(
         scalarise(rewards_NK[:, order], direction_K[order]), scalarise(rewards_NK, direction_K), atol=1e-9
@@ -82,9 +84,9 @@ def test_equal_rewards_have_exactly_equal_values(case: tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("scalarise", list(SCALARISATIONS.values()))
 @pytest.mark.parametrize(("rewards", "direction"), [([[1, 2]], (1, 0, 0)), ([1, 2], (1, 0)), ([[1, 2]], [[1, 0]])])
-def test_shapes_that_do_not_fit_are_refused(scalarise: object, rewards: object, direction: object) -> None:
+def test_shapes_that_do_not_fit_are_refused(scalarise: Scalarisation, rewards: Any, direction: Any) -> None:
     with pytest.raises(DirectionError, match=r"expected \(N, K\) and \(K,\)"):
-        scalarise(rewards, direction)  # type: ignore[operator]
+        scalarise(rewards, direction)
 
 
 def test_standardiser_by_hand() -> None:
@@ -120,9 +122,9 @@ def test_identity_changes_nothing() -> None:
         ((), (), "0 means"),
     ],
 )
-def test_statistics_that_cannot_standardise_are_refused(mean: object, std: object, says: str) -> None:
+def test_statistics_that_cannot_standardise_are_refused(mean: Any, std: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Standardiser(mean, std, ("helpfulness", "verbosity"))  # type: ignore[arg-type]
+        Standardiser(mean, std, ("helpfulness", "verbosity"))
 
 
 def test_a_constant_objective_is_refused_although_its_spread_rounds() -> None:

@@ -110,8 +110,7 @@ class OnlineRecipe(Run, ABC):
 
     @model_validator(mode="after")
     def _workable(self) -> OnlineRecipe:
-        settings = self.update()
-        section, answers = "ppo" if isinstance(settings, Ppo) else "grpo", self.answers_per_step
+        settings, section, answers = self.update(), self.section, self.answers_per_step
         if self.policy.restart_from != "initial":
             raise ValueError(
                 f"policy.restart_from is {self.policy.restart_from}, which is of jobs/dpa.py: online training goes on from "
@@ -144,6 +143,11 @@ class OnlineRecipe(Run, ABC):
     def answers_per_step(self) -> int:
         """How many are asked for."""
         return self.prompts_per_step * self.directions.per_prompt * self.samples
+
+    @property
+    def section(self) -> str:
+        """The key of what `update` returns: ppo or grpo."""
+        return "ppo" if isinstance(self.update(), Ppo) else "grpo"
 
     @abstractmethod
     def update(self) -> Update:

@@ -93,7 +93,7 @@ class TorchEngine:
         return torch.autocast(device, self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:  # noqa: ARG002  gradients only meet in `step`
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def step(self, lr: float) -> float:
         self._sum_over_workers()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def chosen_logprobs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
     """(R,) log softmax(logits_r)[target_r], nats; computed in fp32 or better. The gradient reaches the logits."""
     assert logits_RV.shape[:1] == targets_R.shape, f"logits {tuple(logits_RV.shape)}, targets {tuple(targets_R.shape)}"
-    logp_R: torch.Tensor = _ChosenLogprobs.apply(logits_RV, targets_R)  # type: ignore[no-untyped-call]
+    logp_R: torch.Tensor = _ChosenLogprobs.apply(logits_RV, targets_R)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
     return logp_R
 
 

@@ -54,18 +54,6 @@ Accumulate = Callable[[Sequence[int], Mapping[str, Any]], Gradients]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """What the steps of a training came to."""
-
-    loss: float  # of the last one
-    tokens: int  # over all steps and workers
-    seconds: float  # of the steps that this process made
-    tokens_per_s: float  # over all workers
-    resumed_at: int  # 0: from the start
-    carried: Mapping[str, Any]  # from the last one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """What a training came to."""
 
@@ -102,60 +90,16 @@ def complete(
     report: Report | None = None,
     trust_remote_code: bool = False,
 ) -> TrainResult:
-    """`run` to the end of `order`, then `publish`. policy_dir: what `model` was started from."""
-    steps = run(
-        engine,
-        order,
-        learner,
-        accumulate,
-        samples,
-        seed=seed,
-        world=world,
-        out=out,
-        identity=identity,
-        resume_from=resume_from,
-        report=report,
-    )
-    adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
-    return TrainResult(
-        checkpoint=out,
-        adapter=adapter,
-        steps=len(order),
-        tokens=steps.tokens,
-        seconds=steps.seconds,
-        tokens_per_s=steps.tokens_per_s,
-        final_loss=steps.loss,
-        num_examples=len(samples),
-        dropped_too_long=dropped.too_long,
-        dropped_empty=dropped.empty,
-        dropped_equal=dropped.equal,
-        resumed_at=steps.resumed_at,
-    )
+    """Make every step of `order` that `resume_from` has not, then `publish`. policy_dir: what `model` was started from.
 
-
-def run(
-    engine: Engine,
-    order: Order,
-    learner: config.Learner,
-    accumulate: Accumulate,
-    samples: Sequence[Record],
-    *,
-    seed: int,
-    world: World,
-    out: Path,
-    identity: str,
-    resume_from: str | Path | None = None,
-    report: Report | None = None,
-) -> Steps:
-    """Make every step of `order` that `resume_from` has not. `samples` are those that `order` counts, in its order.
-
-    Raises TrainingError for a checkpoint of another training, and for a loss or a gradient that is no number, once the step's
-    samples are in failed-batch.parquet beside `out`, and their ids in nan-batch.json.
+    `samples` are those that `order` counts, in its order. Raises TrainingError for a checkpoint of another training, and for a
+    loss or a gradient that is no number, once the step's samples are in failed-batch.parquet beside `out`, and their ids in
+    nan-batch.json.
     """
     state = {"tokens": 0, "loss": float("nan"), "carried": {}, **checkpoints.resume(engine, resume_from, identity)}
-    start, loss, carried = int(state["step"]), float(state["loss"]), state["carried"]
+    resumed_at, loss, carried = int(state["step"]), float(state["loss"]), state["carried"]
     tokens, began, own_tokens = int(state["tokens"]), time.perf_counter(), 0
-    for step in range(start, len(order)):
+    for step in range(resumed_at, len(order)):
         torch.manual_seed(derive_seed(seed, step, world.rank))  # dropout
         made = accumulate(order[step], carried)
         loss, carried = made.loss, made.carried
@@ -187,13 +131,20 @@ def run(
             }
             report(figures, folder)
     seconds = time.perf_counter() - began
-    return Steps(
-        loss=loss,
+    adapter = publish(engine, model, tokenizer, learner, policy_dir, out, world, trust_remote_code)
+    return TrainResult(
+        checkpoint=out,
+        adapter=adapter,
+        steps=len(order),
         tokens=tokens,
         seconds=seconds,
         tokens_per_s=own_tokens / seconds if own_tokens > 0 else 0.0,
-        resumed_at=start,
-        carried=carried,
+        final_loss=loss,
+        num_examples=len(samples),
+        dropped_too_long=dropped.too_long,
+        dropped_empty=dropped.empty,
+        dropped_equal=dropped.equal,
+        resumed_at=resumed_at,
     )
 
 

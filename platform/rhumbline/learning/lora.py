@@ -78,7 +78,7 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     (name,) = self.active_adapters
     base, device = self.base_layer, x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
-    y: torch.Tensor = _FusedLora.apply(  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _FusedLora.apply(  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
         x, base.weight, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], dtype
     )
     return y if base.bias is None else y + base.bias.to(dtype)

@@ -42,7 +42,7 @@ def sft(
     Summed over the micro-batches of a step whose weights sum to `denominator` this is the weighted mean. The gradient
     reaches the logits alone.
     """
-    loss: torch.Tensor = _CrossEntropy.apply(logits_RV, targets_R, weights_R / denominator)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = _CrossEntropy.apply(logits_RV, targets_R, weights_R / denominator)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
     return loss, {"loss": float(loss.detach())}
 
 

@@ -178,7 +178,7 @@ def _scored(source: Source, pairs: Sequence[Pair]) -> Array:
         scores_MH = np.asarray(source.score(pairs), dtype=np.float64)
     except RhumblineError:
         raise
-    except Exception as e:
+    except Exception as e:  # whatever it is, the heads that failed are named
         raise ScoringError(f"scoring {len(pairs)} answers for {names} failed: {type(e).__name__}: {e}") from e
     if scores_MH.shape != (len(pairs), len(source.heads)):
         wanted = (len(pairs), len(source.heads))
