@@ -50,7 +50,8 @@ from rhumbline import config, durable, lease
 from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
 from rhumbline.errors import ConfigError, ResourceError, RhumblineError, RunError, TrainingError
-from rhumbline.evaluation.search import fault, write_report
+from rhumbline.evaluation.search import fault
+from rhumbline.evaluation.search_report import write_report
 from rhumbline.plan import Want, wanted
 from rhumbline.store import FREE_KEYS, lasting
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from rhumbline.evaluation.search import best, configuration, counted, draw_parallel, fault, front, table, write_report
+from rhumbline.evaluation.search import best, configuration, counted, fault, front, table
+from rhumbline.evaluation.search_plots import draw_grid, draw_parallel
+from rhumbline.evaluation.search_report import write_report
 
 METRICS = {"reward": "max", "kl": "min"}
 HEADINGS = {"directions.fixed": "weight of preference"}
@@ -163,3 +165,22 @@ def test_one_figure_and_three_are_drawn_too(tmp_path: Path, metrics: dict[str, s
 
 def test_one_trial_is_drawn_too(tmp_path: Path) -> None:
     assert "parallel.png" in written(tmp_path, TRIALS[:1])
+
+
+def test_figures_of_a_grid_follow_the_number_that_was_varied_most() -> None:
+    points = [{"w": w, "kl": kl} for kl in (0.1, 0.2) for w in (1.0, 0.0, 0.5)]
+    trials = [trial(n, 2.0 * p["w"] + p["kl"], p["kl"], point=p) for n, p in enumerate(points)]
+    figure = draw_grid(trials, METRICS, {"w": "weight"})
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["reward", "kl", "length"]
+    drawn = {line.get_label(): list(line.get_xydata()[:, 1]) for line in figure.axes[0].lines}  # type: ignore[index]  # an array
+    assert drawn == {"kl 0.1": [0.1, 1.1, 2.1], "kl 0.2": [0.2, 1.2, 2.2]}
+
+
+def test_a_search_without_a_varied_number_has_no_such_figure() -> None:
+    assert draw_grid([trial(n, 1.0, 1.0, point={"w": n % 2}) for n in range(4)], METRICS, {}) is None
+    assert draw_grid([trial(n, 1.0, 1.0, point={"codec": str(n)}) for n in range(4)], METRICS, {}) is None
+    assert draw_grid([], METRICS, {}) is None
+    assert (
+        draw_grid([trial(n, 1.0, 1.0, point={"w": n, "x": -n}) for n in range(9)], METRICS, {}) is None
+    )  # nine lines of one

@@ -1,0 +1,123 @@
+"""The report of a search: a page with the front and the best, tables, figures, and the best recipe, ready to run.
+
+write_report(Path("runs/sweep/report"), ...)  # index.md, trials.csv, front.csv, best.yaml, summary.json and the figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from rhumbline import durable
+from rhumbline.cards.figures import csv_of, png
+from rhumbline.evaluation.search import (
+    JSON,
+    Metrics,
+    best,
+    configuration,
+    counted,
+    fault,
+    front,
+    reported,
+    shown,
+    table,
+)
+from rhumbline.evaluation.search_plots import draw_front, draw_grid, draw_parallel
+
+FIGURES = ("front.png", "parallel.png", "grid.png")
+
+
+def draw(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str]) -> dict[str, Figure]:
+    """The figures by the names of their files, those that show something."""
+    grid = draw_grid(trials, metrics, headings)
+    drawn = {
+        "front.png": draw_front(trials, metrics, headings),
+        "parallel.png": draw_parallel(trials, metrics, headings),
+    }
+    return drawn if grid is None else drawn | {"grid.png": grid}
+
+
+def write_report(
+    folder: Path,
+    *,
+    name: str,
+    trials: Sequence[JSON],
+    metrics: Metrics,
+    headings: Mapping[str, str],
+    recipe_of: Callable[[JSON], str],
+    command: str,
+) -> Path:
+    """Write everything into `folder` and return its index.md. `recipe_of` gives the YAML of a trial's recipe, ready to run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    on, (chosen, rule) = front(trials, metrics), best(trials, metrics)
+    rows = table(trials, metrics)
+    files = {"trials.csv": csv_of(rows)}
+    if chosen is not None:
+        files["front.csv"] = csv_of([row for row in rows if row["front"]])
+        files |= {file: png(figure) for file, figure in draw(trials, metrics, headings).items()}
+        figures = ", ".join(f"{figure} {chosen['figures'][figure]:.4g}" for figure in metrics)
+        said = f"# Trial {chosen['number']} of the search {name}: {rule}.\n# {figures}\n"
+        files["best.yaml"] = (said + recipe_of(chosen)).encode()
+    summary = {
+        "name": name,
+        "metrics": dict(metrics),
+        "front": on,
+        "best": None if chosen is None else chosen["number"],
+        "rule": rule,
+        "counted": len(counted(trials, metrics)),
+        "trials": [dict(trial) | {"not counted": fault(trial, metrics)} for trial in trials],
+        "command": command,
+    }
+    files["summary.json"] = durable.to_json(summary, indent=1).encode()
+    drawn = [file for file in FIGURES if file in files]
+    files["index.md"] = page(name, trials, metrics, headings, command, drawn).encode()
+    for stale in {"front.csv", "best.yaml", *FIGURES} - files.keys():
+        (folder / stale).unlink(missing_ok=True)  # of an earlier report, by other metrics
+    for file, data in files.items():
+        durable.replace(folder / file, data)
+    return folder / "index.md"
+
+
+def page(
+    name: str,
+    trials: Sequence[JSON],
+    metrics: Metrics,
+    headings: Mapping[str, str],
+    command: str,
+    figures_drawn: Sequence[str] = (),
+) -> str:
+    """index.md: what was searched, the table, the front, the best, and what failed."""
+    on, (chosen, rule) = set(front(trials, metrics)), best(trials, metrics)
+    good, lost = counted(trials, metrics), [trial for trial in trials if fault(trial, metrics)]
+    ways = ", ".join(f"{figure} ({'more' if way == 'max' else 'less'} is better)" for figure, way in metrics.items())
+    lines = [f"# Search {name}", "", f"{len(trials)} trials, {len(good)} count. Figures: {ways}.", "", f"    {command}"]
+    if chosen is not None:
+        lines += ["", "## Best", "", f"Trial {chosen['number']} ({configuration(chosen, headings)}): {rule}."]
+        lines += ["Its recipe, ready to run: `best.yaml`."]
+        lines += [line for file in figures_drawn for line in ("", f"![{file.removesuffix('.png')}]({file})")]
+        keys, figures = list(good[0]["point"]), reported(good, metrics)
+        lines += ["", "## Trials that count", "", "Those marked * are not dominated by any other.", ""]
+        lines += _row(["trial", *(headings.get(key, key) for key in keys), *figures, "folder"])
+        lines += _row(["---"] * (len(keys) + len(figures) + 2))
+        for trial in sorted(good, key=lambda trial: int(trial["number"])):
+            mark = "*" if trial["number"] in on else ""
+            values = [shown(trial["point"][key]) for key in keys]
+            came = [_figure(trial["figures"].get(name)) for name in figures]
+            lines += _row([f"{trial['number']}{mark}", *values, *came, trial["folder"]])
+    if lost:
+        lines += ["", "## Trials that do not count", ""]
+        lines += [
+            f"- {t['number']} ({configuration(t, headings)}): {' '.join(fault(t, metrics).split())}" for t in lost
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _row(cells: Sequence[Any]) -> list[str]:
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"]
