@@ -109,8 +109,10 @@ def _panels(runs: Mapping[str, Rows], targets: Mapping[str, float]) -> Figure:
                     axes.axhline(targets[name], color=COLOURS[0] if alone else colour, linestyle="--", linewidth=1.0)
             axes.set_title(PANELS[key])
             axes.set_xlabel("step")
-            if not alone and place == 1:
-                axes.legend(frameon=False)
+        if figure.axes and not alone:
+            figure.legend(
+                *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(runs), frameon=False
+            )
     return figure
 
 
