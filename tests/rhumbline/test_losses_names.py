@@ -50,6 +50,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NEW = ["grpo.advantage=ranked", "grpo.kl.estimator=capped", "grpo.kl.controller=doubling", "grpo.kl.target=3"]
+NEW += ["grpo.kl.coefficient=0.04"]
 
 
 @pytest.mark.usefixtures("added")
