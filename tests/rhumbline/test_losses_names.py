@@ -49,8 +49,13 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KL_CONTROLLERS, "doubling", doubling)
 
 
-NEW = ["grpo.advantage=ranked", "grpo.kl.estimator=capped", "grpo.kl.controller=doubling", "grpo.kl.target=3"]
-NEW += ["grpo.kl.coefficient=0.04"]
+NEW = [
+    "grpo.advantage=ranked",
+    "grpo.kl.estimator=capped",
+    "grpo.kl.controller=doubling",
+    "grpo.kl.coefficient=0.04",
+    "grpo.kl.target=3",
+]
 
 
 @pytest.mark.usefixtures("added")

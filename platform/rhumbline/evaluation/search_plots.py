@@ -92,9 +92,9 @@ def draw_grid(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, s
     None where that shows nothing: no line has three points, or there are too many of them to tell apart.
     """
     good = counted(trials, metrics)
-    numeric = {
-        key: {t["point"][key] for t in good} for key in (good[0]["point"] if good else ()) if _numbers(good, key)
-    }
+    points = [trial["point"] for trial in good]
+    tried = {key: [point[key] for point in points] for key in (points[0] if points else ())}
+    numeric = {key: set(values) for key, values in tried.items() if _are_numbers(values)}
     x = max(numeric, key=lambda key: len(numeric[key]), default=None)
     if x is None or len(numeric[x]) < POINTS:
         return None
@@ -127,13 +127,13 @@ def draw_grid(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, s
     return figure
 
 
-def _numbers(trials: Sequence[JSON], key: str) -> bool:
-    return all(isinstance(t["point"][key], int | float) and not isinstance(t["point"][key], bool) for t in trials)
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _scale(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
     """Heights in 0..1 and what to write beside them. Numbers by size, over orders of magnitude by logarithm; the rest by rank."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if _are_numbers(values):
         low, high = float(min(values)), float(max(values))
         if low == high:
             return [0.5] * len(values), {0.5: f"{low:.4g}"}

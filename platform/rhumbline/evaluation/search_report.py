@@ -87,7 +87,7 @@ def page(
     metrics: Metrics,
     headings: Mapping[str, str],
     command: str,
-    figures_drawn: Sequence[str] = (),
+    drawn: Sequence[str],
 ) -> str:
     """index.md: what was searched, the table, the front, the best, and what failed."""
     on, (chosen, rule) = set(front(trials, metrics)), best(trials, metrics)
@@ -97,7 +97,7 @@ def page(
     if chosen is not None:
         lines += ["", "## Best", "", f"Trial {chosen['number']} ({configuration(chosen, headings)}): {rule}."]
         lines += ["Its recipe, ready to run: `best.yaml`."]
-        lines += [line for file in figures_drawn for line in ("", f"![{file.removesuffix('.png')}]({file})")]
+        lines += [line for file in drawn for line in ("", f"![{file.removesuffix('.png')}]({file})")]
         keys, figures = list(good[0]["point"]), reported(good, metrics)
         lines += ["", "## Trials that count", "", "Those marked * are not dominated by any other.", ""]
         lines += _row(["trial", *(headings.get(key, key) for key in keys), *figures, "folder"])
