@@ -20,6 +20,7 @@ from rhumbline.data.chat import Encoded, encode
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError
 from rhumbline.learning.logprobs import response_logprobs, token_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer, merge_adapter, resolve
+from tests.engines import running
 from tests.fakes import FakeGenerator, query, tiny_policy
 
 SAMPLING = config.Sampling(max_tokens=12)
@@ -236,14 +237,7 @@ def test_the_fake_obeys_the_same_interface_and_shortens_where_it_is_asked_to() -
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[Generator]:
     """The real model in this process; the tests below load versions one after the other."""
-    os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up
-    import warnings
-
-    settings = config.Generator(engine={"max_model_len": 512, "max_num_seqs": 32})
-    generator = Generator(settings, model=str(resolve("embedded")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        generator.setup()
+    with running("full", resolve("embedded")) as generator:
         yield generator
 
 
@@ -338,13 +332,12 @@ def test_vllm_switches_adapters_by_version(tmp_path: Path) -> None:
         save_adapter(model, folder / "adapter")
         merge_adapter(base, folder / "adapter", folder)
         probed(folder)
-    settings = config.Generator(sync="adapter", engine={"max_model_len": 512, "max_num_seqs": 32, "max_lora_rank": 8})
-    generator = Generator(settings, model=str(base))
-    generator.setup()
-    for version in ("t=1", "t=2"):
-        folder = tmp_path / version
-        assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE).gap < TOLERANCE
-    assert generator.probe(read_probe(tmp_path / "t=1")) > 2 * TOLERANCE
-    (tmp_path / "t=3").mkdir()
-    with pytest.raises(WeightSyncError, match=r"no adapter/adapter_model\.safetensors.*generator\.sync: full"):
-        generator.load("t=3", str(tmp_path / "t=3"))
+    # The last test with an engine here: the module's other one does nothing more after this one's end.
+    with running("adapter", base, max_lora_rank=8) as generator:
+        for version in ("t=1", "t=2"):
+            folder = tmp_path / version
+            assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE).gap < TOLERANCE
+        assert generator.probe(read_probe(tmp_path / "t=1")) > 2 * TOLERANCE
+        (tmp_path / "t=3").mkdir()
+        with pytest.raises(WeightSyncError, match=r"no adapter/adapter_model\.safetensors.*generator\.sync: full"):
+            generator.load("t=3", str(tmp_path / "t=3"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from rhumbline.data.chat import encode
 from rhumbline.errors import ConfigError, WeightSyncError
 from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, save_policy
+from tests.engines import llm, running
 from tests.fakes import query, tiny_policy
 
 TOLERANCE = 0.1  # bf16 in vLLM against fp32
@@ -151,12 +153,6 @@ def faked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Generator, P
     return generator, policy
 
 
-def llm(generator: Generator) -> Any:
-    """vLLM's own object in a generator."""
-    backend: Any = generator.backend
-    return backend.llm
-
-
 def test_one_session_per_version_then_the_prefix_cache_goes(faked: tuple[Generator, Path]) -> None:
     generator, policy = faked
     engine = llm(generator)
@@ -188,29 +184,16 @@ def test_an_engine_that_fails_or_keeps_its_cache_stops_the_run(faked: tuple[Gene
 # --- the real engine --------------------------------------------------------------------------------------------------
 
 
-def real(sync: str, model: Path) -> Generator:
-    os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up
-    settings = config.Generator(sync=sync, engine={"max_model_len": 512, "max_num_seqs": 32})
-    generator = Generator(settings, model=str(model))
-    generator.setup()
-    return generator
-
-
 @pytest.fixture(scope="module")
 def embedded() -> Path:
     return resolve("embedded")
 
 
 @pytest.fixture(scope="module")
-def engine(embedded: Path) -> Generator:
+def engine(embedded: Path) -> Iterator[Generator]:
     """One engine with the transfer session; the tests below load versions into it one after the other."""
-    import gc
-    import warnings
-
-    gc.collect()  # an engine of another module, collected later, would end this one's process-wide state
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return real("transfer", embedded)
+    with running("transfer", embedded) as generator:
+        yield generator
 
 
 def shifted(folder: Path, base: Path, scale: float) -> Path:
@@ -289,8 +272,7 @@ def test_child_processes_know_the_file_engine_and_say_what_is_missing(
     embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    generator = real("transfer", embedded)
-    try:
+    with running("transfer", embedded) as generator:  # in a process of its own, whose end leaves this one's state alone
         one = shifted(tmp_path / "one", embedded, 1.15)
         assert generator.switch("t=1", str(one), read_probe(one), TOLERANCE).gap < TOLERANCE
         half = shifted(tmp_path / "half", embedded, 0.9)
@@ -299,8 +281,6 @@ def test_child_processes_know_the_file_engine_and_say_what_is_missing(
         save_file(kept, half / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(WeightSyncError, match="t=2 from"):
             generator.load("t=2", str(half))
-    finally:
-        llm(generator).llm_engine.engine_core.shutdown()
 
 
 @pytest.mark.slow
@@ -308,13 +288,12 @@ def test_child_processes_know_the_file_engine_and_say_what_is_missing(
 def test_transferred_weights_are_those_of_a_full_reload_and_of_a_fresh_engine(
     engine: Generator, embedded: Path, tmp_path: Path
 ) -> None:
-    # The last test with an engine in this process: each that goes takes vLLM's process-wide state with it.
+    # The last test of this module: the engines that it ends take vLLM's process-wide state with them.
     one = shifted(tmp_path / "one", embedded, 1.2)  # as no other test here has them
     cases = read_probe(one)
     assert engine.switch("t=1", str(one), cases, TOLERANCE).gap < TOLERANCE
     assert llm(engine).get_weight_version() == "t=1"
-    full = real("full", embedded)
-    full.switch("t=1", str(one), cases, TOLERANCE)
-    fresh = real("full", one)
-    assert probed(engine, cases) == probed(full, cases) == probed(fresh, cases)
-    assert answers(engine) == answers(full) == answers(fresh)
+    with running("full", embedded) as full, running("full", one) as fresh:
+        full.switch("t=1", str(one), cases, TOLERANCE)
+        assert probed(engine, cases) == probed(full, cases) == probed(fresh, cases)
+        assert answers(engine) == answers(full) == answers(fresh)
