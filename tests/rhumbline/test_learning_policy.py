@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -186,6 +187,21 @@ def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(load_file(file), file, metadata={"format": "pt"})
     load_adapter(load_policy(other), tmp_path / "adapter")
+
+
+def test_the_same_adapter_is_the_same_bytes_in_any_process(tmp_path):
+    # safetensors itself orders metadata as a hash does: of 8 files all the same by chance once in 128 times.
+    base, written = tiny_policy(tmp_path / "base"), set()
+    for i in range(8):
+        stored = noisy_adapter(base, tmp_path / str(i))
+        file = tmp_path / str(i) / "adapter_model.safetensors"
+        written.add(file.read_bytes())
+        assert {name: tensor.tolist() for name, tensor in load_file(file).items()} == {
+            name: tensor.tolist() for name, tensor in stored.items()
+        }
+        with safe_open(file, framework="pt") as opened:
+            assert set(opened.metadata()) == {"format", "rhumbline_base"}
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize(("change", "says"), [("drop", "1 tensors are missing"), ("add", "1 tensors have no place")])

