@@ -32,7 +32,7 @@ from actors.scorer import Scorer
 from rhumbline import config, steering
 from rhumbline.codecs import Codec
 from rhumbline.data.prompts import turn_id
-from rhumbline.errors import CodecError, StoreError
+from rhumbline.errors import CodecError, ConfigError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.wins import win_shares
 from rhumbline.learning.policy import merge_adapter
@@ -270,7 +270,8 @@ class Crew:
     def adopt(self, t: int, folder: Path) -> Steering:
         """Make a finished checkpoint the policy t: full weights, or an adapter that is merged into the initial ones.
 
-        Raises CodecError where it was trained for other objectives, words, rewards or weights than the recipe names.
+        Raises CodecError where it was trained for other objectives, words, rewards or weights than the recipe names, ConfigError
+        where an adapter is of other weights than those that policy.initial holds: a name may lead to others by now.
         """
         contract, out = steering.read(folder), self.store.checkpoint_dir(t)
         contract.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
@@ -283,11 +284,14 @@ class Crew:
         if self.store.marked(f"iterations/t={t}/learn") is None:
             shutil.rmtree(out, ignore_errors=True)
             if (folder / "adapter_config.json").is_file():
-                merge_adapter(self.initial, folder, out, trust_remote_code=trusted)
+                try:
+                    merge_adapter(self.initial, folder, out, trust_remote_code=trusted)
+                except ConfigError as e:
+                    raise ConfigError(f"{e} (initial.adapter, policy.initial)") from e
                 shutil.copytree(folder, out / "adapter", dirs_exist_ok=True)
             else:
                 shutil.copytree(folder, out)
-            probes.probe_again(out, trust_remote_code=trusted)
+            probes.probe_again(out, self.initial, trusted)
             contract.write(out)
             steering.write_trained_on(out, steering.read_trained_on(folder))
             self.store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "adopted": str(folder)})

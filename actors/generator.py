@@ -11,7 +11,7 @@ kernels, unless the recipe gives them up for speed (`generator.env: {VLLM_BATCH_
 (temperature 1), so that they compare with the learner's; token by token for those who ask, since they make shards large.
 
 New weights reach vLLM as generator.sync says: an adapter by its path, all weights read again, or vLLM's weight transfer
-(actors/transfer.py). Whichever it is, `switch` has the engine prove that it answers with them.
+(actors/transfer.py). Whichever it is, `switch` has the engine prove that it answers with them (actors/probes.py).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from actors import transfer
+from actors import probes, transfer
+from actors.probes import Case
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError, did_you_mean
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
 from rhumbline.records import Completion, Query
 
-Case = tuple[Encoded, Sequence[float]]  # tokens, and the learner's log-probability of each learned one
+UNPROVEN = "unproven"  # the version of an engine whose weights nobody can name
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,7 @@ class Generator:
     def __init__(self, settings: config.Generator, *, model: str, trust_remote_code: bool = False) -> None:
         self.settings, self.model, self.trust_remote_code = settings, model, trust_remote_code
         self.version = "initial"
-        self._accepted: dict[
-            tuple[int, ...], list[float]
-        ] = {}  # what the learner said of the last probe that was passed
+        self._accepted: dict[Encoded, Sequence[float]] = {}  # what the learner said of the probe that was passed last
 
     def setup(self) -> None:
         """Load tokenizer and engine; a failure reaches the driver with its reason."""
@@ -98,10 +97,10 @@ class Generator:
         return os.getpid()
 
     def load(self, version: str, folder: str) -> str:
-        """Switch to the checkpoint in `folder`; every version needs a folder of its own."""
+        """Take the checkpoint in `folder`, without a proof; every version needs a folder of its own."""
         if version != self.version:
             self.backend.load(version, Path(folder))
-            self.version = version
+            self.version, self._accepted = version, {}
         return self.version
 
     def generate(
@@ -133,45 +132,34 @@ class Generator:
         ]
 
     def switch(self, version: str, folder: str, cases: Sequence[Case], tolerance: float) -> Switched:
-        """`load`, proven by the learner's log-probabilities of fixed tokens.
+        """`load`, proven by the learner's log-probabilities of fixed tokens; a version that is here already is proven again.
 
-        Raises WeightSyncError with both figures where the mean is above `tolerance`, and where nothing at all has changed
-        here while the learner's own figures of the same tokens have: a small update of the weights would pass under the
-        tolerance although it never arrived. An update of nothing changes neither.
+        Raises WeightSyncError with the figures for what `probes.prove` refuses. Until the proof is made the version is
+        `UNPROVEN`: a switch that is tried again loads and proves again.
         """
         clock = time.monotonic
-        began = clock()
-        told = {encoded.token_ids: list(logprobs) for encoded, logprobs in cases}
-        if version == self.version:
-            return Switched(gap=self.probe(cases), load_s=0.0, probe_s=clock() - began)
-        before = self.backend.logprobs([encoded for encoded, _ in cases])
+        encoded, began, here = [case.encoded for case in cases], clock(), version == self.version
+        accepted = self._accepted
+        before = None if self.version == UNPROVEN or here else self.backend.logprobs(encoded)
         probed = clock()
-        self.load(version, folder)
+        if not here:
+            self.load(version, folder)
+            self.version = UNPROVEN
         loaded = clock()
-        after = self.backend.logprobs([encoded for encoded, _ in cases])
-        gap = _gap(after, cases)
-        engine, learner = _mean(after), _mean([logprobs for _, logprobs in cases])
-        figures = (
-            f"over the probe's tokens log p is {engine:.4f} on average here and {learner:.4f} at the learner, "
-            f"{gap:.4f} nats apart per token"
-        )
-        if not gap <= tolerance:
-            raise WeightSyncError(
-                f"after loading {version} from {folder} the engine answers with other weights than the learner's: "
-                f"{figures}, at most {tolerance:g} is allowed (generator.probe_tolerance)"
-            )
-        moved = any(told[tokens] != said for tokens, said in self._accepted.items() if tokens in told)
-        if after == before and moved:
-            raise WeightSyncError(
-                f"after loading {version} from {folder} the engine answers exactly as before, and the learner does not: the "
-                f"weights did not arrive; {figures}"
-            )
-        self._accepted = told
-        return Switched(gap=gap, load_s=loaded - probed, probe_s=probed - began + clock() - loaded)
+        after = self.backend.logprobs(encoded)
+        try:
+            gap = probes.prove(after, cases, before=before, accepted=accepted, tolerance=tolerance)
+        except WeightSyncError as e:
+            self.version = UNPROVEN
+            raise WeightSyncError(f"{version} from {folder}, {'loaded before' if here else 'just loaded'}: {e}") from e
+        self.version, self._accepted = version, {case.encoded: case.logprobs for case in cases}
+        load_s = 0.0 if here else loaded - probed
+        return Switched(gap=gap, load_s=load_s, probe_s=clock() - began - load_s)
 
     def probe(self, cases: Sequence[Case]) -> float:
         """Mean over tokens of |log p here - log p of the learner|, nats. WeightSyncError where nothing compares."""
-        return _gap(self.backend.logprobs([encoded for encoded, _ in cases]), cases)
+        said = self.backend.logprobs([case.encoded for case in cases])
+        return probes.distance(said, [case.logprobs for case in cases])
 
 
 class VLLM(Backend):
@@ -208,7 +196,7 @@ class VLLM(Backend):
             # Not the head: around it vLLM 0.32 fails on the log-probabilities of prompts, which the probe asks for.
             engine.setdefault("lora_target_modules", _linear(model, trust_remote_code))
         elif settings.sync == "transfer":
-            engine |= transfer.session_settings(settings.num_gpus, engine)
+            engine |= transfer.session_settings(engine)
         self.sync = settings.sync
         self.llm: Any = LLM(model=model, trust_remote_code=trust_remote_code, **engine)
         self.context = int(self.llm.model_config.max_model_len)
@@ -385,15 +373,3 @@ def _linear(model: str, trust_remote_code: bool) -> list[str]:
     head = empty.get_output_embeddings()
     linear = (name for name, layer in empty.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head)
     return sorted({name.rpartition(".")[-1] for name in linear})
-
-
-def _gap(here: Sequence[Sequence[float]], cases: Sequence[Case]) -> float:
-    pairs = zip(here, (learner for _, learner in cases), strict=True)
-    gaps = [abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)]
-    if not gaps:
-        raise WeightSyncError("the weight probe has no tokens to compare: the checkpoint's probe.json is empty")
-    return sum(gaps) / len(gaps)
-
-
-def _mean(rows: Sequence[Sequence[float]]) -> float:
-    return sum(map(sum, rows)) / sum(map(len, rows))

@@ -21,17 +21,19 @@ from typing import Self
 
 from actors.crew import Crew
 from actors.first import First
-from actors.probes import NUM_PROBES, cut
+from actors.probes import NUM_PROBES, Case, cut
 from actors.progress import learner_metrics
 from actors.ranks import Ranks
 from actors.rollout import Rollout
 from actors.weights import FILE, read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
+from rhumbline.evaluation.health import Watch
 from rhumbline.learning.policy import load_tokenizer
 from rhumbline.learning.trajectories import Trajectory
 from rhumbline.plan import Plan
 from rhumbline.records import Scored
+from rhumbline.runs import curve
 from rhumbline.store import RunStore
 
 
@@ -50,6 +52,9 @@ class Online:
         self.recipe, self.plan, self.store, self.crew, self.first = recipe, plan, store, crew, first
         self._answers: dict[int, Rollout] = {}  # of the last steps
         self._cases: list[Encoded] = []
+        self._watch = Watch(
+            curve(store.path), objectives=crew.names, kl_target=settings.kl.target, section=recipe.section
+        )
         self.tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
         policy_dir, adapter_dir = self._start()
         self.ranks = Ranks(
@@ -116,11 +121,11 @@ class Online:
         return self._answers[t]
 
     def batch(self, t: int) -> list[Trajectory]:
-        """The same as the learners read them, who will learn from nothing else from now on."""
+        """Those that can be learned from, as the learners read them, who will learn from nothing else from now on."""
         answers, mark = self.sample(t), f"iterations/t={t}/batch"
         if self.store.marked(mark) is None:
             self.store.mark(mark, {"samples": len(answers.scored), "failed": answers.failed})
-        return self._trajectories(answers.scored)
+        return self._trajectories(self._learnable(answers)[0])
 
     def update(self, t: int) -> dict[str, float]:
         """Step t: advantages, epochs of updates, the KL controller. The state is saved before anything follows from it."""
@@ -132,13 +137,17 @@ class Online:
 
     def publish(self, t: int) -> None:
         """Weights of version t for the generators, which load them when they are next asked; full ones where they are kept."""
-        mark, metrics = f"iterations/t={t}/learn", self.ranks.metrics
+        mark = f"iterations/t={t}/learn"
         if self.store.marked(mark) is None:
+            metrics = self.ranks.metrics | self._learnable(self.sample(t))[1]
             out, sync = self.store.checkpoint_dir(t), self.recipe.generator.sync
             self.ranks.publish(out, full=sync != "adapter" or self.kept(t), cases=self._probe())
             self.crew.publish(t, self.plan.codec, self.first.calibration)
             self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
             self.crew.metrics.log(t, metrics)
+            for found in self._watch.look(metrics):
+                self.store.event("health", step=t, message=found)
+                print(f"t={t} health: {found}", flush=True)
             learner_metrics(self.recipe.name, {k.removeprefix("learn/"): v for k, v in metrics.items()})
         for old in range(max(1, t - 2 * self.recipe.keep_checkpoints), t - self.recipe.keep_checkpoints + 1):
             if not self.kept(old):
@@ -174,15 +183,18 @@ class Online:
             return None  # shards were lost since: made again they are the same
         return Rollout(scored=scored, failed=0 if mark is None else int(mark["failed"]))
 
+    def _learnable(self, answers: Rollout) -> tuple[list[Scored], dict[str, float]]:
+        return learnable(answers.scored, grouped=isinstance(self.recipe, config.GrpoRecipe))
+
     def _trajectories(self, scored: Sequence[Scored]) -> list[Trajectory]:
+        if not scored:
+            return []
         rewards_NK = self.first.standardiser([one.rewards for one in scored])
         out = []
         for one, rewards_K in zip(scored, rewards_NK.tolist(), strict=True):
             completion = one.completion
             direction = completion.query.direction
             assert direction is not None, "online training weighs rewards by a direction"
-            if not completion.token_ids:
-                continue  # nothing of it can be learned
             out.append(
                 Trajectory(
                     id=completion.id,
@@ -195,21 +207,31 @@ class Online:
                     truncated=completion.finish_reason == "length",
                 )
             )
-        if isinstance(
-            self.recipe, config.GrpoRecipe
-        ):  # an answer whose siblings all failed has nothing to be compared with
-            members = Counter(one.group for one in out)
-            out = [one for one in out if members[one.group] > 1]
         return out
 
     def _probe(self) -> list[Encoded]:
         """Fixed tokens for the proof of a weight sync: the shortest samples of the first step, cut; chosen once in a run."""
         folder = self.store.path / "train" / "online"
         if not self._cases and (folder / FILE).is_file():
-            self._cases = [encoded for encoded, _ in read_probe(folder)]
+            self._cases = [case.encoded for case in read_probe(folder)]
         if not self._cases:
             by_length = sorted(self.batch(1), key=lambda one: (len(one.prompt_ids), one.response_ids))
             self._cases = [cut(one.encoded) for one in by_length[:NUM_PROBES]]
             folder.mkdir(parents=True, exist_ok=True)
-            write_probe(folder, [(encoded, ()) for encoded in self._cases])
+            write_probe(folder, [Case(encoded=encoded, logprobs=()) for encoded in self._cases])
         return self._cases
+
+
+def learnable(scored: Sequence[Scored], *, grouped: bool) -> tuple[list[Scored], dict[str, float]]:
+    """The answers of a step that something can be learned from; how many were left out for which reason, as metrics.
+
+    An answer without a token teaches nothing. `grouped`: nor does one whose siblings are all missing, which has nothing to be
+    compared with.
+    """
+    spoken = [one for one in scored if one.completion.token_ids]
+    counted = {"learn/without_tokens": float(len(scored) - len(spoken))}
+    if not grouped:
+        return spoken, counted
+    members = Counter(one.completion.query.id for one in spoken)
+    kept = [one for one in spoken if members[one.completion.query.id] > 1]
+    return kept, counted | {"learn/without_siblings": float(len(spoken) - len(kept))}

@@ -166,7 +166,11 @@ class Preferences:
         ]
         kept: Samples = judged_of_people(rows) if self.single else pairs_of_people(rows)
         if not kept:
-            raise DataError(f"no pair is left of {', '.join(self.recipe.pairs or {})} (pairs): {self.notes[0]}")
+            names = list(self.recipe.pairs or {})
+            raise DataError(
+                f"no pair is left of {', '.join(names)} (pairs): {self.notes[0]} Look at where, split and limit in pairs."
+                f"{names[0] if len(names) == 1 else 'NAME'}, hold fewer prompts out (prompts.evaluation), or give another file"
+            )
         return kept
 
     def _without_marks(self, rows: Sequence[Comparison]) -> list[Comparison]:

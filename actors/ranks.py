@@ -29,6 +29,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.failures import LOST, once, one_line, ours
+from actors.probes import Case
 from actors.weights import write_probe
 from actors.workers import COLLECTIVE_TIMEOUT_S, environment
 from cluster.slots import slot
@@ -94,9 +95,11 @@ class Rank:
     def publish(self, folder: str, full: bool, cases: Sequence[Encoded]) -> None:
         """Rank 0 writes the weights, and what it says of the probe's tokens, beside them."""
         self.learner.publish(Path(folder), full=full)
-        logprobs = self.learner.probe(cases)
+        logprobs, start = self.learner.probe(cases), self.learner.probe_start(cases)
         if self.rank == 0:
-            write_probe(folder, list(zip(cases, logprobs, strict=True)))
+            began = [None] * len(cases) if start is None else start
+            told = zip(cases, logprobs, began, strict=True)
+            write_probe(folder, [Case(encoded=e, logprobs=now, start=then) for e, now, then in told])
 
 
 class Ranks:

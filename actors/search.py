@@ -5,7 +5,7 @@
 Tune chooses what to try and when; what a trial is, `actors.trial` says. Trials record what came of them, so the report needs no
 state of Tune's, and a search that is begun anew in the same folder computes nothing twice.
 
-    driver:  load, check room -> Tuner.fit -> settle the records -> report
+    driver:  load, check room and inputs -> Tuner.fit -> settle the records -> report
     trial:   point -> recipe -> run(recipe, plan, trials, resume=True) -> record -> tune.report
 
 What Tune does, read in Ray 2.60:
@@ -18,6 +18,7 @@ What Tune does, read in Ray 2.60:
 - A trial that returns without a report ends the whole search where it was restored: the last line of a trial is a report.
 - Tuner.restore without an experiment_state file starts a search of one sample in silence: then we start anew.
 - tuner.pkl is a pickle: `resume` reads one from the sweep's folder, which is as trusted as the code.
+- Tuner.restore brings back trials and searcher, of a scheduler what it was before the first trial: `actors.asha` keeps its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from typing import Any
 import yaml
 from ray import tune
 
+from actors.asha import Asha
 from actors.command import Figures
+from actors.dry_run import check
+from actors.preferences import Preferences
+from actors.soups import check_mixtures
 from actors.trial import (
     check_records,
     job_module,
@@ -52,10 +57,11 @@ from rhumbline.config.sweep import Point
 from rhumbline.errors import ConfigError, ResourceError, RhumblineError, RunError, TrainingError
 from rhumbline.evaluation.search import fault
 from rhumbline.evaluation.search_report import write_report
-from rhumbline.plan import Want, wanted
+from rhumbline.plan import Plan, Want, wanted
 from rhumbline.store import FREE_KEYS, lasting
 
 STATE = "tune"  # Tune's folder within a sweep's
+_LEARNT = {"name", "learner", "ppo", "grpo", "loss"}  # keys of a recipe that say nothing of what a trial reads
 _SWEEP, _BASE = "sweep.resolved.yaml", "base.resolved.yaml"  # not recipe.resolved.yaml: a sweep is no run
 
 
@@ -80,6 +86,7 @@ def search(
             "scheduler: none"
         )
     check_room(sweep, have)
+    check_inputs(sweep, have)
     searcher = _searcher(sweep)  # also whether Optuna is there
     folder = (lasting(runs) / sweep.name).resolve()
     same = _same(folder, sweep, resume)
@@ -188,6 +195,27 @@ def _shapes(sweep: SweepRecipe) -> list[Run]:
     return list(found.values())
 
 
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def check_inputs(sweep: SweepRecipe, have: Mapping[str, float]) -> None:
+    """Look for what the trials read, each distinct need once: prompts, rewards, policies. Raises ConfigError, with the point."""
+    seen = set[str]()
+
+    def look(trial: Run) -> None:
+        needs = repr(trial.model_dump(exclude=_LEARNT))
+        if needs not in seen:
+            seen.add(needs)
+            plan = Plan.make(trial)
+            check(plan, have)
+            if isinstance(trial, config.SoupRecipe):
+                check_mixtures(trial, plan)
+            if isinstance(trial, config.DpoRecipe):
+                Preferences(trial).check(plan)
+
+    config.try_space(sweep, look, sweep.name)
+
+
 # --- Tune -------------------------------------------------------------------------------------------------------------
 
 
@@ -289,10 +317,8 @@ def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, searcher: Any, *, r
     shutil.rmtree(state, ignore_errors=True)
     scheduler = None
     if sweep.scheduler == "asha":
-        from ray.tune.schedulers import ASHAScheduler
-
         ((metric, mode),) = sweep.metrics.items()
-        scheduler = ASHAScheduler(metric=metric, mode=mode, **sweep.tune.scheduler)
+        scheduler = Asha(state / "asha.pkl", metric=metric, mode=mode, **sweep.tune.scheduler)
     settings = {"max_concurrent_trials": sweep.max_concurrent} | sweep.tune.config
     return tune.Tuner(
         trainable,

@@ -21,9 +21,9 @@ from actors.dry_run import check
 from actors.trial import job_module, job_of
 from cluster.session import resources
 from rhumbline import config, durable
-from rhumbline.errors import ConfigError
+from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning.policy import fingerprint
-from rhumbline.learning.soups import interpolate, soup_weights
+from rhumbline.learning.soups import check_policy, interpolate, soup_weights
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
 from rhumbline.records import Scored
@@ -32,7 +32,7 @@ from rhumbline.store import RunStore
 
 def check_mixtures(recipe: config.SoupRecipe, plan: Plan) -> None:
     """Raises DirectionError for a direction of the grid that the soup has no weights for, ConfigError for a policy that is not
-    there: before anything is trained.
+    there or does not stem from policy.initial: before anything is trained.
     """
     signs = [objective.sign for objective in recipe.rewards.objectives.values()]
     for direction in plan.grid():
@@ -43,6 +43,13 @@ def check_mixtures(recipe: config.SoupRecipe, plan: Plan) -> None:
                 f"policies.{name}: {folder} holds neither config.json nor adapter_model.safetensors, expected full weights or an "
                 "adapter of policy.initial"
             )
+        try:
+            check_policy(recipe.policy.initial, name, _folder(folder), recipe.policy.trust_remote_code)
+        except (ConfigError, TrainingError) as e:
+            raise ConfigError(
+                f"policies.{name}: {e}. Give a policy that was trained from policy.initial, {recipe.policy.initial}, or none and "
+                "a recipe that trains it (train)"
+            ) from e
 
 
 def hashes(recipe: config.SoupRecipe) -> dict[str, str]:
@@ -51,30 +58,9 @@ def hashes(recipe: config.SoupRecipe) -> dict[str, str]:
 
 
 def children(recipe: config.SoupRecipe) -> dict[str, tuple[config.OnlineRecipe, Plan]]:
-    """Objective -> the run that trains its policy, where the recipe names none: `train`'s recipe for that objective alone, on the
-    soup's own prompts, rewards, policy and seed, so that it holds out what the soup is evaluated on. Checked, not begun.
-
-    Raises ConfigError where `train` is no recipe of an online job.
-    """
-    missing = [name for name in recipe.rewards.objectives if name not in recipe.policies]
+    """Objective -> the run that trains its policy, where the recipe names none. Checked, its room too, not begun."""
     out: dict[str, tuple[config.OnlineRecipe, Plan]] = {}
-    for name in missing:
-        assert recipe.train is not None
-        raw = config.read(recipe.train)
-        kind = config.JOBS.get(str(raw.get("job", "dpa")))
-        if kind is None or not issubclass(kind, config.OnlineRecipe):
-            known = ", ".join(job for job, one in config.JOBS.items() if issubclass(one, config.OnlineRecipe))
-            raise ConfigError(
-                f"{recipe.train} is of jobs/{raw.get('job', 'dpa')}.py (its key job), and the policies of a soup are trained "
-                f"by {known} (train)"
-            )
-        own = recipe.model_dump(mode="json", include={"seed", "prompts", "policy", "rewards"})
-        sign = float(recipe.rewards.objectives[name].sign)
-        fixed = {key: sign if key == name else 0.0 for key in recipe.rewards.objectives}
-        directions = dict(raw.get("directions") or {}) | {"fixed": fixed, "said": False}
-        child = raw | own | {"name": f"{recipe.name}-{name}", "directions": directions}
-        settings = config.validate(child, recipe.train, kind=kind)
-        assert isinstance(settings, config.OnlineRecipe)
+    for name, settings in recipe.children().items():
         plan = Plan.make(settings)
         check(plan, resources())
         out[name] = (settings, plan)
@@ -126,7 +112,7 @@ def _mix(crew: Crew, store: RunStore, version: int, policies: Mapping[str, Path]
     out = store.checkpoint_dir(version)
     shutil.rmtree(out, ignore_errors=True)  # of a session that was killed before it set the mark
     interpolate(crew.initial, policies, weights, out, crew.recipe.policy.trust_remote_code)
-    probes.probe_again(out, trust_remote_code=crew.recipe.policy.trust_remote_code)
+    probes.probe_again(out, crew.initial, crew.recipe.policy.trust_remote_code)
     durable.replace(out / "soup.json", (durable.to_json({"weights": dict(weights)}) + "\n").encode())
     store.mark(mark, {"checkpoint": f"checkpoints/t={version}", "weights": dict(weights)})
 

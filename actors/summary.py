@@ -89,6 +89,8 @@ def write(
             losses=losses,
             steps=curve,
             kl_target=_target(recipe),
+            section=recipe.section if isinstance(recipe, OnlineRecipe) else "",
+            objectives=crew.names,
         ),
         notes=(
             *notes,

@@ -1,19 +1,12 @@
 """New weights into a running vLLM engine by vLLM's own weight-transfer session, and the files that they come from.
 
-    llm = LLM(model, **session_settings(num_gpus=0))
+    llm = LLM(model, **session_settings({}))
     begin(llm)                                           # once
     send(llm, "t=1", Path("runs/smol/checkpoints/t=1"))  # start_weight_update -> update_weights -> finish_weight_update
 
-The session is the same for every way of carrying weights; the ways are vLLM's backends, and `transfer_backend` chooses.
-
-    rhumbline_file  ours (`actors/file_engine.py`): every worker reads the checkpoint's safetensors. On CPUs the only one
-    ipc             shares the memory of a trainer on the same GPU
-    nccl            receives a broadcast of a trainer on other GPUs
-
-The last two need the trainer in the session, at the same time and on every rank (`WeightTransferTrainerFactory`). Our
-learners publish files, and may have ended by then: so the file engine serves GPUs too. Tried with vLLM 0.32 on CPUs, in one
-process and with child processes. Not tried: any of it on a GPU, tensor parallelism, quantised engines; ipc and nccl have no
-trainer's side here.
+What carries weights in a session is a backend of vLLM's, here one of ours (`actors/file_engine.py`): every worker reads the
+checkpoint's safetensors. vLLM's own need the trainer in the session (docs/decisions.md). Tried with vLLM 0.32 on CPUs, in one
+process and with child processes. Not tried: any of it on a GPU, tensor parallelism, quantised engines.
 
 Nothing here imports vLLM: the checks of files serve every backend of the generator.
 """
@@ -23,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -32,24 +25,11 @@ from rhumbline.errors import ConfigError, WeightSyncError
 FILES = "rhumbline_file"  # the backend's name in vLLM's registry
 EXTENSION = "actors.file_engine.Extension"  # vLLM imports it in every worker, which registers the backend there
 INDEX = "model.safetensors.index.json"
-Trainer = Literal["files", "same_gpu", "other_gpus"]  # where a trainer's weights are when an engine asks for them
 
 
-def transfer_backend(num_gpus: float, trainer: Trainer = "files") -> str:
-    """Which of vLLM's backends carries weights to an engine on `num_gpus`. Raises ConfigError for a CPU without files."""
-    if trainer == "files":
-        return FILES
-    if num_gpus == 0:
-        raise ConfigError(
-            f"weights on a trainer's {trainer.replace('_', ' ')} cannot reach an engine on a CPU: vLLM carries them to GPUs "
-            "alone (generator.num_gpus)"
-        )
-    return {"same_gpu": "ipc", "other_gpus": "nccl"}[trainer]
-
-
-def session_settings(num_gpus: float, given: Mapping[str, Any]) -> dict[str, Any]:
+def session_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What `LLM` has to be made with, beside the recipe's own generator.engine. Raises ConfigError where that disagrees."""
-    settings = {"weight_transfer_config": {"backend": transfer_backend(num_gpus)}, "worker_extension_cls": EXTENSION}
+    settings = {"weight_transfer_config": {"backend": FILES}, "worker_extension_cls": EXTENSION}
     for key in settings.keys() & given.keys():
         raise ConfigError(f"generator.engine.{key}: generator.sync: transfer sets it itself; remove one of the two")
     return settings

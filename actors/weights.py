@@ -4,8 +4,9 @@
     synced.seconds, synced.load_s, synced.probe_s, synced.gap        # 1.9, 1.1, 0.7, 0.03
 
 Rollouts from stale weights are this field's commonest silent failure. So every checkpoint carries `probe.json`: fixed
-token sequences with the learner's own log-probabilities of them. After a load each engine computes its own; where they
-differ by more than the recipe allows, the run stops with both figures.
+token sequences with the learner's own log-probabilities of them, and those of the policy that training started from. After a
+load each engine computes its own; where they differ from the learner's by more than the recipe allows, or are those of older
+weights (actors/probes.py), the run stops with the figures.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.generator import Case, Switched
+from actors.generator import Switched
 from actors.pool import Pool
+from actors.probes import Case
 from rhumbline.data.chat import Encoded
 from rhumbline.durable import replace
 from rhumbline.errors import WeightSyncError
@@ -39,8 +41,13 @@ class Synced:
 def write_probe(folder: str | Path, cases: Sequence[Case]) -> None:
     """Store the learner's side of the probe beside its weights."""
     rows = [
-        {"token_ids": list(e.token_ids), "prompt_length": e.prompt_length, "logprobs": [float(p) for p in logprobs]}
-        for e, logprobs in cases
+        {
+            "token_ids": list(case.encoded.token_ids),
+            "prompt_length": case.encoded.prompt_length,
+            "logprobs": [float(p) for p in case.logprobs],
+            "start": None if case.start is None else [float(p) for p in case.start],
+        }
+        for case in cases
     ]
     replace(Path(folder) / FILE, json.dumps(rows).encode())
 
@@ -53,12 +60,13 @@ def read_probe(folder: str | Path) -> list[Case]:
     except (OSError, ValueError) as e:
         raise WeightSyncError(f"{path} cannot be read: {e}. A checkpoint of a learner holds one") from e
     return [
-        (
-            Encoded(
+        Case(
+            encoded=Encoded(
                 token_ids=tuple(row["token_ids"]),
                 loss_mask=tuple(i >= row["prompt_length"] for i in range(len(row["token_ids"]))),
             ),
-            row["logprobs"],
+            logprobs=row["logprobs"],
+            start=row.get("start"),  # of a checkpoint from before there were any: None
         )
         for row in rows
     ]

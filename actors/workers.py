@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -83,7 +83,7 @@ def _policy(settings: dict[str, Any], data: Path, learner: config.Learner, where
     examples = [row for row in tables.from_parquet(data.read_bytes()) if isinstance(row, Example)]
     result = fit(examples, learner=learner, **settings, **where)
     if where["rank"] == 0:
-        probes.write(where["out_dir"], examples, trust_remote_code=settings["trust_remote_code"])
+        _probe(settings, where, examples)
     return asdict(result)
 
 
@@ -100,8 +100,13 @@ def _preferences(
         told = [(pair.id, pair.messages, pair.chosen, pair.chosen_complete) for pair in pairs]
         told += [(one.id, one.messages, one.response, one.complete) for one in judged]
         examples = [Example(id=i, messages=m, response=text, complete=whole) for i, m, text, whole in told]
-        probes.write(where["out_dir"], examples, trust_remote_code=settings["trust_remote_code"])
+        _probe(settings, where, examples)
     return asdict(result)
+
+
+def _probe(settings: dict[str, Any], where: dict[str, Any], examples: Sequence[Example]) -> None:
+    start = probes.started_from(settings["policy_dir"], settings["adapter_dir"])
+    probes.write(where["out_dir"], examples, start, settings["trust_remote_code"])
 
 
 def _rewards(

@@ -36,6 +36,7 @@ import torch
 import typer
 
 from actors.generator import Generator, Switched
+from actors.probes import Case
 from actors.weights import read_probe, write_probe
 from benchmarks.measure.inputs import first_queries, smol
 from benchmarks.measure.options import Out, Pairs, Seed, Threads
@@ -136,7 +137,7 @@ def make(base: Path, folder: Path, turns: list[tuple[Message, ...]], rank: int, 
     tokenizer = load_tokenizer(folder)
     encoded: list[Encoded] = [encode(messages, ANSWER, tokenizer) for messages in turns]
     rows = token_logprobs(load_policy(folder, torch.float32, device="cpu"), encoded)
-    write_probe(folder, [(one, row.tolist()) for one, row in zip(encoded, rows, strict=True)])
+    write_probe(folder, [Case(encoded=one, logprobs=row.tolist()) for one, row in zip(encoded, rows, strict=True)])
     return folder
 
 

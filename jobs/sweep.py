@@ -2,8 +2,8 @@
 """A search over a recipe's keys: KL coefficients, weights of rewards, learning rates, or anything else by its dotted name.
 
 ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/sweep.py --runs /mnt/rhumbline/runs
-python jobs/sweep.py --recipe jobs/recipes/sweeps/thesis-mini.yaml search.algorithm=random search.trials=4
-python jobs/sweep.py --recipe jobs/recipes/sweeps/thesis-mini.yaml --resume    # what is finished stays so
+python jobs/sweep.py --recipe jobs/recipes/sweeps/kl-and-lr.yaml search.algorithm=random search.trials=4
+python jobs/sweep.py --recipe jobs/recipes/sweeps/kl-and-lr.yaml --resume      # what is finished stays so
 
 points     a grid or random points, or those that Optuna chooses by what came back (TPE, NSGA-II)
 trials     each one a run of the job that its recipe is of, with its actors in a placement group of its own
@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 
 def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, laid over the search's recipe")] = None,
-    recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "sweeps" / "thesis-mini.yaml",
+    recipe: Annotated[Path, typer.Option(help="a YAML file")] = HERE / "recipes" / "sweeps" / "kl-and-lr.yaml",
     name: Annotated[str | None, typer.Option(help="of the search; the recipe's by default")] = None,
     runs: Annotated[Path, typer.Option(help="where runs lie", envvar="RHUMBLINE_RUNS")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished search")] = False,
@@ -39,6 +39,9 @@ def main(
     """Search over the keys of a recipe, and hand back the best."""
     with user_errors():
         sweep = config.load_sweep(recipe, laid_over(overrides, name))
+        from rhumbline import plan
+
+        config.try_space(sweep, lambda trial: plan.check(trial, dry_run=dry_run), str(recipe))
         from actors.search import search
         from cluster.session import session
 

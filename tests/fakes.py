@@ -85,7 +85,7 @@ class FakeBackend(Backend):
     def load(self, version: str, folder: Path) -> None:
         self.trained = True
         if (folder / FILE).is_file():
-            self.known = {encoded.token_ids: list(logprobs) for encoded, logprobs in read_probe(folder)}
+            self.known = {case.encoded.token_ids: list(case.logprobs) for case in read_probe(folder)}
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
         return [self.known.get(one.token_ids, [LOGPROB] * one.num_learned) for one in encoded]

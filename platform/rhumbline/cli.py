@@ -28,7 +28,7 @@ import typer
 
 from rhumbline import __version__
 from rhumbline.cli_rewards import Limit, Split, Where, Winner, comparing, rewards_app
-from rhumbline.errors import EXIT_USER_ERROR, StoreError, UserError
+from rhumbline.errors import EXIT_STOPPED, EXIT_USER_ERROR, RhumblineError, UserError
 
 if TYPE_CHECKING:
     from rhumbline import config
@@ -58,9 +58,10 @@ RunsFolder = Annotated[
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A UserError becomes one message on stderr and exit code 2, a run directory that cannot be written one and exit code 1.
+    """A UserError becomes one message on stderr and exit code 2, any other stop that Rhumbline means one and exit code 1: a
+    loss that is no number, a full disk.
 
-    Anything else keeps its traceback. Jobs use it too.
+    What nobody foresaw keeps its traceback. Jobs use it too.
     """
     try:
         yield
@@ -70,9 +71,9 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {e}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except StoreError as e:
+    except RhumblineError as e:
         print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_STOPPED)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -155,8 +156,8 @@ def recipes_show(
 
 @recipes_app.command("check")
 def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Load a recipe, build its rewards, and say its directions in its codec; of one of jobs/reward.py, its heads. Exit code 2
-    with every fault by its path.
+    """Load a recipe, build its rewards, and say its directions in its codec; of one of jobs/reward.py, its heads; of a search
+    or a soup, the recipes that they run too. Exit code 2 with every fault by its path.
     """
     from rhumbline import config, plan, recipes
 
@@ -166,7 +167,9 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
         typer.echo(f"OK  {path}: {loaded.name}, stages {', '.join(loaded.stages)}")
         return
     if isinstance(loaded, config.SweepRecipe):
+        config.try_space(loaded, lambda trial: plan.check(trial, dry_run=True), str(path))
         typer.echo(f"OK  {path}: {loaded.name}, over {', '.join(loaded.space)}, trials of {loaded.recipe}")
+        _tell_elsewhere(plan.elsewhere(loaded.base()))
         return
     if not isinstance(loaded, config.Run):
         from rhumbline.fitting.absolute_labels import weighting
@@ -177,6 +180,12 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
         return
     cone, codec = plan.check(loaded, dry_run=True)
     typer.echo(f"OK  {path}: {loaded.name}, objectives {', '.join(cone.names)}, codec {codec.name}")
+    _tell_elsewhere(plan.elsewhere(loaded))
+
+
+def _tell_elsewhere(missing: list[str]) -> None:
+    if missing:
+        typer.echo(f"not on this machine, and needed where the job runs: {', '.join(missing)}")
 
 
 @data_app.command("inspect")

@@ -1,6 +1,6 @@
 """Every error Rhumbline raises on purpose.
 
-    RhumblineError
+    RhumblineError              where no UserError: one clear message, exit code 1
     ├── UserError               bad input: one clear message, exit code 2, nothing lost
     │   ├── ConfigError         a recipe or an override: names the key, the value and the remedy
     │   ├── DataError           a data file or a row in it
@@ -12,7 +12,7 @@
     ├── GenerationError         a generator failed on a unit of work
     ├── ScoringError            a scorer failed on a unit of work (counted; never a reward of zero)
     ├── WeightSyncError         an engine answers with other weights than the learner's
-    ├── TrainingError           a learner stopped: NaN loss, no samples, a broken checkpoint
+    ├── TrainingError           a learner stopped: a loss that is NaN, a broken checkpoint, no samples left
     └── StoreError              the run directory cannot be written or read (full disk, broken shard)
 
 All of them carry plain strings in `args`, so they cross process borders (Ray pickles them) unchanged.
@@ -24,10 +24,11 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 1  # by any other error of this tree
 
 
 class RhumblineError(Exception):
-    """Root of the tree."""
+    """Root of the tree. Command line and jobs print the message alone, and exit with `EXIT_STOPPED` where it is no UserError."""
 
 
 class UserError(RhumblineError):

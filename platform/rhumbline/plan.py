@@ -15,12 +15,12 @@ from typing import Any
 
 from rhumbline import codecs, steering
 from rhumbline.codecs import Codec, conversation
-from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Source, Style
+from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Style
 from rhumbline.data.chat import prompt_ids
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, parse, region, text
-from rhumbline.errors import CodecError, ConfigError, DataError, HubError
+from rhumbline.errors import CodecError, ConfigError, DataError, HubError, UserError
 from rhumbline.learning import embedded
 from rhumbline.learning.policy import weights_of
 from rhumbline.losses import check_loss, check_update
@@ -236,6 +236,12 @@ def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:
         check_loss(recipe.loss)
     if isinstance(recipe, OnlineRecipe):
         check_update(recipe.update(), recipe.section)
+    if isinstance(recipe, SoupRecipe):
+        for name, child in recipe.children().items():
+            try:
+                check(child, dry_run=dry_run)
+            except UserError as e:
+                raise ConfigError(f"{recipe.train}, for {name} alone: {e} (train)") from None
     cone = region(recipe.directions, names)
     codec = codecs.make(recipe.directions.codec, names, recipe.directions.codec_options)
     if not recipe.steered:
@@ -267,7 +273,7 @@ def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
     try:
         model = RewardModel.build(recipe.rewards, tokenise=lambda _: [])
     except ConfigError:
-        if dry_run and any(_elsewhere(source) for source in recipe.rewards.sources):
+        if dry_run and elsewhere(recipe):
             return
         raise
     if recipe.evaluation.win_rate is not None:
@@ -277,10 +283,11 @@ def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
         steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
 
 
-def _elsewhere(source: Source) -> bool:
-    """Whether a file that a source of rewards reads is not on this machine; the embedded model always is."""
-    named = [getattr(source, key, None) for key in ("path", "reference", "length_removed")]
-    return any(path not in (None, "embedded") and not Path(path).expanduser().exists() for path in named)
+def elsewhere(recipe: Run) -> list[str]:
+    """Files that the sources of rewards read and that are not on this machine; the embedded model always is."""
+    keys = ("path", "reference", "length_removed")
+    named = [getattr(source, key, None) for source in recipe.rewards.sources for key in keys]
+    return [str(path) for path in named if path not in (None, "embedded") and not Path(path).expanduser().exists()]
 
 
 def _grid(recipe: Run, cone: Cone) -> list[tuple[float, ...]]:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from actors.crew import Crew
 from actors.rollout import Rollout
 from actors.summary import figures
 from rhumbline import config
 from rhumbline.errors import ConfigError
+from rhumbline.learning.policy import load_policy, save_adapter
 from rhumbline.plan import Plan
 from rhumbline.records import Scored
 from rhumbline.rewards.objectives import Calibration
 from rhumbline.store import RunStore
+from tests.fakes import tiny_policy
 from tests.jobs.dpa_runs import recipe as written
 from tests.rhumbline.evaluation_fakes import answer, arc
 
@@ -80,6 +83,16 @@ def test_answers_are_compared_by_the_held_out_head_and_its_scores_are_kept(crew:
     assert figures(crew.recipe, CALIBRATION, told)["win_rate"] == 0.53125
     crew.judge("t=1", own, CALIBRATION, t=1)
     assert len(scorers.asked) == 2  # read back
+
+
+def test_an_adapter_of_other_weights_under_the_same_name_is_refused_with_its_keys(crew: Crew, tmp_path: Path) -> None:
+    adapter = crew.store.checkpoint_dir(7) / "adapter"
+    model = get_peft_model(load_policy(tiny_policy(tmp_path / "policy-before", seed=1)), LoraConfig(r=2))
+    save_adapter(model, adapter)
+    crew.publish(7, crew.plan.codec, CALIBRATION)
+    with pytest.raises(ConfigError, match=r"it was trained on another base.*\(initial\.adapter, policy\.initial\)"):
+        crew.adopt(0, adapter)
+    assert crew.store.marked("iterations/t=0/learn") is None
 
 
 def test_the_initial_policy_has_no_opponent(crew: Crew) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from actors.generator import VLLM, Case, Generator
-from actors.weights import read_probe, write_probe
+from actors.generator import UNPROVEN, VLLM, Generator
+from actors.probes import Case
+from actors.weights import FILE, read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError
 from rhumbline.learning.logprobs import response_logprobs, token_logprobs
-from rhumbline.learning.policy import load_policy, load_tokenizer, merge_adapter, resolve
+from rhumbline.learning.policy import load_policy, load_tokenizer, merge_adapter, resolve, save_policy
 from tests.engines import running
 from tests.fakes import FakeGenerator, query, tiny_policy
 
@@ -151,6 +153,11 @@ def test_the_probe_is_zero_for_the_same_weights_and_large_for_others(tiny: Path,
     write_probe(other, cases(other))
     stored = read_probe(other)
     assert stored == cases(other)
+    write_probe(tmp_path, told(stored, start=cases(tiny)))
+    assert read_probe(tmp_path) == told(stored, start=cases(tiny))
+    rows = json.loads((other / FILE).read_text())
+    (other / FILE).write_text(json.dumps([{k: v for k, v in row.items() if k != "start"} for row in rows]))
+    assert read_probe(other) == stored  # of a run from before there were starting figures
     generator = transformers(tiny)
     assert generator.probe(stored) > 0.2
     generator.load("t=1", str(other))
@@ -172,15 +179,62 @@ def test_a_switch_is_proven(tiny: Path, tmp_path: Path) -> None:
     # The same weights under another name, of which the learner says something else: a load that did nothing. Engine and
     # learner differ a little, as they do between devices.
     generator = transformers(tiny)
-    near = [[(encoded, [p + off for p in logprobs]) for encoded, logprobs in wrong] for off in (0.001, 0.002)]
-    generator.switch("t=1", str(copy), near[0], 0.05)
+    generator.switch("t=1", str(copy), moved(wrong, 0.001), 0.05)
     with pytest.raises(WeightSyncError, match="exactly as before"):
-        generator.switch("t=2", str(copy), near[1], 0.05)
+        generator.switch("t=2", str(copy), moved(wrong, 0.002), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("off", "reason"), [(0.09, "answers with the policy that training started from"), (0.0005, "exactly as before")]
+)
+def test_a_first_load_that_changed_nothing_is_told_under_the_tolerance(
+    tiny: Path, tmp_path: Path, off: float, reason: str
+) -> None:
+    copy, begun = tiny_policy(tmp_path / "copy"), cases(tiny)  # the learner has gone on, the engine has not
+    # Engine and learner round by 0.001: of the small move more than half, so that nearness says nothing.
+    told = [
+        replace(case, logprobs=[p + 0.001 + off for p in case.logprobs], start=[p + 0.001 for p in case.logprobs])
+        for case in begun
+    ]
+    generator = transformers(tiny)
+    with pytest.raises(
+        WeightSyncError, match=rf"t=1 from .*copy, just loaded: .*{reason}.* at the learner, 0\.\d+ nats"
+    ):
+        generator.switch("t=1", str(copy), told, 0.1)
+    # A run from before there were starting figures is checked as it was then.
+    assert transformers(tiny).switch("t=1", str(copy), [replace(case, start=None) for case in told], 0.1).gap > off
+
+
+def test_a_load_that_fell_back_to_older_weights_is_told_under_the_tolerance(tiny: Path, tmp_path: Path) -> None:
+    one, two = (nudged(tiny, tmp_path / f"t={i}", 1.0 + 0.02 * i) for i in (1, 2))
+    base, first, second = cases(tiny), cases(one), cases(two)
+    for older, whose in ((tiny, "the policy that training started from"), (one, "the version before")):
+        generator = transformers(tiny)
+        generator.switch("t=1", str(one), told(first, start=base), 10.0)
+        generator.version = "another"  # so that t=1 is no version that it has
+        with pytest.raises(WeightSyncError, match=f"answers with {whose}"):
+            generator.switch("t=2", str(older), told(second, start=base), 10.0)
+        assert generator.switch("t=2", str(two), told(second, start=base), 10.0).gap < 1e-4
+
+
+def test_a_version_that_was_not_proven_is_not_held(tiny: Path, tmp_path: Path) -> None:
+    other = tiny_policy(tmp_path / "other", seed=1)
+    right, wrong = cases(other), moved(cases(other), 5.0)
+    generator = transformers(tiny)
+    for _ in range(2):  # to try again does not help
+        with pytest.raises(WeightSyncError, match="other weights than the learner's"):
+            generator.switch("t=1", str(other), wrong, 0.1)
+        assert generator.version == UNPROVEN
+    assert {c.policy_version for c in generator.generate(QUERIES[:1], 1, SAMPLING)} == {UNPROVEN}
+    assert generator.switch("t=1", str(other), told(right, start=cases(tiny)), 0.1).load_s > 0.0
+    with pytest.raises(WeightSyncError, match=r"loaded before: .*, 5\.0000 nats apart.*probe_tolerance"):
+        generator.switch("t=1", str(other), wrong, 0.1)
+    assert generator.version == UNPROVEN
 
 
 def test_an_update_that_changed_nothing_is_switched_to(tiny: Path, tmp_path: Path) -> None:
     copy = tiny_policy(tmp_path / "copy")
-    near = [(encoded, [p + 0.001 for p in logprobs]) for encoded, logprobs in cases(tiny)]
+    near = told(moved(cases(tiny), 0.001), start=moved(cases(tiny), 0.00105))  # bf16 has dropped what the learner did
     generator = transformers(tiny)
     for version in ("t=1", "t=2"):
         assert generator.switch(version, str(copy), near, 0.05).gap == pytest.approx(0.001, abs=1e-4)
@@ -202,7 +256,25 @@ def cases(folder: Path) -> list[Case]:
     tokenizer = load_tokenizer(folder)
     encoded = [encode(q.messages, "Because it is.", tokenizer) for q in QUERIES]
     rows = token_logprobs(load_policy(folder, device="cpu"), encoded)
-    return [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)]
+    return [Case(encoded=e, logprobs=row.tolist()) for e, row in zip(encoded, rows, strict=True)]
+
+
+def moved(given: list[Case], nats: float) -> list[Case]:
+    """Every figure of the learner's by as much."""
+    return [replace(case, logprobs=[p + nats for p in case.logprobs]) for case in given]
+
+
+def told(given: list[Case], start: list[Case]) -> list[Case]:
+    """With what the policy that training started from says."""
+    return [replace(case, start=old.logprobs) for case, old in zip(given, start, strict=True)]
+
+
+def nudged(policy: Path, folder: Path, scale: float) -> Path:
+    """The policy with its last layer's output scaled."""
+    model: Any = load_policy(policy, torch.float32, device="cpu")
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight.mul_(scale)
+    return save_policy(model, load_tokenizer(policy), folder)
 
 
 def test_a_probe_without_tokens_proves_nothing(generator: Generator, tmp_path: Path) -> None:
@@ -243,8 +315,6 @@ def vllm() -> Iterator[Generator]:
 
 def shifted(folder: Path, scale: float) -> Path:
     """The embedded policy with other weights in its last layers, and the probe that goes with it."""
-    from rhumbline.learning.policy import save_policy
-
     base = resolve("embedded")
     model: Any = load_policy(base, torch.float32, device="cpu")
     with torch.no_grad():
@@ -259,7 +329,14 @@ def probed(folder: Path) -> Path:
     tokenizer = load_tokenizer(folder)
     encoded = [encode(q.messages, "Because air scatters blue light more than red light.", tokenizer) for q in QUERIES]
     rows = token_logprobs(load_policy(folder, torch.float32, device="cpu"), encoded)
-    write_probe(folder, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
+    began = token_logprobs(load_policy(resolve("embedded"), torch.float32, device="cpu"), encoded)
+    write_probe(
+        folder,
+        [
+            Case(encoded=e, logprobs=row.tolist(), start=old.tolist())
+            for e, row, old in zip(encoded, rows, began, strict=True)
+        ],
+    )
     return folder
 
 
@@ -337,6 +414,12 @@ def test_vllm_switches_adapters_by_version(tmp_path: Path) -> None:
         for version in ("t=1", "t=2"):
             folder = tmp_path / version
             assert generator.switch(version, str(folder), read_probe(folder), TOLERANCE).gap < TOLERANCE
+        generator.backend.adapter = None  # as an engine that ignores it: the base is sampled
+        with pytest.raises(
+            WeightSyncError, match="loaded before: the engine answers with the policy that training started"
+        ):
+            generator.switch("t=2", str(folder), read_probe(folder), 10.0)
+        generator.switch("t=2", str(folder), read_probe(folder), TOLERANCE)
         assert generator.probe(read_probe(tmp_path / "t=1")) > 2 * TOLERANCE
         (tmp_path / "t=3").mkdir()
         with pytest.raises(WeightSyncError, match=r"no adapter/adapter_model\.safetensors.*generator\.sync: full"):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.learner import learn, learn_rewards
+from actors.probes import distance
 from actors.weights import read_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded
@@ -108,10 +109,16 @@ def test_it_trains_publishes_once_and_leaves_no_state_behind(
     # The probe holds what the published weights say, so an engine that loaded others is found out.
     cases = read_probe(out)
     assert 1 <= len(cases) <= 4
-    again = token_logprobs(load_policy(out, torch.float32, device="cpu"), [encoded for encoded, _ in cases])
-    for ours, (encoded, stored) in zip(again, cases, strict=True):
-        assert isinstance(encoded, Encoded)
-        assert ours.tolist() == pytest.approx(list(stored), abs=1e-5)
+    again = token_logprobs(load_policy(out, torch.float32, device="cpu"), [case.encoded for case in cases])
+    # Where it began, as a checkpoint of it would be stored: in bf16.
+    start = load_policy(tmp_path / "policy", torch.bfloat16, device="cpu").float()
+    began = token_logprobs(start, [case.encoded for case in cases])
+    for ours, old, case in zip(again, began, cases, strict=True):
+        assert isinstance(case.encoded, Encoded)
+        assert ours.tolist() == pytest.approx(list(case.logprobs), abs=1e-5)
+        assert case.start is not None
+        assert old.tolist() == pytest.approx(list(case.start), abs=1e-5)
+        assert distance([case.logprobs], [case.start]) > 0.01
 
 
 def test_a_fault_of_the_recipe_stops_it_at_once_with_its_own_error(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import yaml
 from actors.preferences import Preferences
 from rhumbline import config
 from rhumbline.codecs import make
-from rhumbline.errors import RunError
+from rhumbline.errors import DataError, RunError
 from rhumbline.plan import Plan
-from rhumbline.records import Pair
+from rhumbline.records import Message, Pair, Prompt
 from rhumbline.scalarise import Standardiser
 from tests.rhumbline.test_selection import scored
 
@@ -51,6 +51,30 @@ def test_modpo_s_pairs_are_ordered_by_the_learned_objective_alone() -> None:
     assert [one.direction for one in found] == [(0.8, 0.6), (0.6, -0.8)]
     assert [one.gaps for one in found] == [(3.0, 7.0), (-3.0, -7.0)]
     assert given.notes == ["1 directions give verbosity (loss.learned) no weight: they made no pair."]
+
+
+def test_no_pair_of_samples_left_says_how_many_rankings_there_were_and_what_to_change() -> None:
+    # Under (1, 0) the answers are worth 9, 6 and 1: no two of them are 10 apart.
+    with pytest.raises(
+        DataError, match=r"no pair is left: of 1 rankings .* 10 apart \(gap\): raise samples, or lower gap"
+    ):
+        pairs(recipe(gap=10.0), [(1.0, 0.0)])
+    assert len(pairs(recipe(gap=8.0), [(1.0, 0.0)])[0]) == 1
+
+
+def test_no_judged_pair_left_says_why_and_which_keys_to_look_at(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "response_a": "a", "response_b": "b", "winner": "tie"} for i in range(3)]
+    rows.append({"prompt": "held", "response_a": "a", "response_b": "b", "winner": "a"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = Prompt(id="x", messages=(Message(role="user", content="held"),))
+    plan: Any = SimpleNamespace(splits=SimpleNamespace(evaluation=(held,), left_out=()))
+    given = Preferences(recipe(pairs={"mine": {"path": str(tmp_path / "pairs.jsonl")}}))
+    with pytest.raises(DataError) as error:
+        given.samples(plan, Standardiser.identity(2))
+    assert str(error.value) == (
+        "no pair is left of mine (pairs): 0 judged pairs; 3 ties and 1 about held-out prompts were left out. Look at where, "
+        "split and limit in pairs.mine, hold fewer prompts out (prompts.evaluation), or give another file"
+    )
 
 
 def test_a_direction_that_is_not_said_stands_in_no_prompt() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from actors.pool import Pool
+from actors.probes import Case
 from actors.rollout import rollout
 from actors.weights import sync, write_probe
 from rhumbline import config
@@ -101,7 +102,7 @@ def test_weights_are_proven_and_follow_a_replica_that_is_replaced(tmp_path: Path
     folder = tmp_path / "t=1"
     folder.mkdir()
     encoded = Encoded(token_ids=(1, 2, 3), loss_mask=(False, True, True))
-    write_probe(folder, [(encoded, [-0.5, -0.25])])  # the fake answers what it finds here
+    write_probe(folder, [Case(encoded=encoded, logprobs=[-0.5, -0.25])])  # the fake answers what it finds here
     generator = {"settings": config.Generator(), "model": "none"}
     with Pool(FakeGenerator, generator, role="generator", num_cpus=0.5, deadline_s=60) as generators:
         assert sync(generators, "t=1", folder, tolerance=0.05, deadline_s=30).seconds > 0.0
@@ -116,7 +117,7 @@ def test_an_engine_that_did_not_take_the_weights_stops_the_run(tmp_path: Path) -
     generator = {"settings": config.Generator(), "model": "none"}
     with Pool(DeafGenerator, generator, role="generator", num_cpus=0.5, deadline_s=60) as generators:
         encoded = Encoded(token_ids=(1, 2, 3), loss_mask=(False, True, True))
-        write_probe(folder, [(encoded, [-0.5, -0.25])])
+        write_probe(folder, [Case(encoded=encoded, logprobs=[-0.5, -0.25])])
         # log p is -1.5 of both tokens here, at the learner -0.375 on average: 1.125 apart
         with pytest.raises(
             WeightSyncError, match=r"-1\.5000 on average here and -0\.3750 at the learner, 1\.1250 nats"

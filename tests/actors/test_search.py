@@ -20,6 +20,8 @@ from rhumbline.config import SweepRecipe
 from rhumbline.errors import ConfigError, ResourceError, RunError, TrainingError
 from tests.actors.trial_fakes import BASE, changed, planned, run
 
+JOBS = Path(__file__).parents[2] / "jobs"
+
 # --- room -------------------------------------------------------------------------------------------------------------
 
 
@@ -61,6 +63,35 @@ def test_every_point_s_own_demand_is_looked_at(sweep: SweepRecipe) -> None:
     wide = changed(["space={}", "space={learner.num_workers: {values: [1, 4]}}"])
     with pytest.raises(ResourceError, match="CPU: wanted 5, the cluster has 3"):
         search.check_room(wide, {"CPU": 3.0})
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_trials_read_is_looked_for_before_the_first(
+    sweep: SweepRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "check", lambda plan, have: None)  # no policy is needed
+    network = "overrides={rewards.sources: [{kind: network, path: rewards/liked}]}"
+    with pytest.raises(ConfigError, match=r"two: space, at \{.*\}: .*rewards/liked"):
+        search.check_inputs(changed([network]), {"CPU": 4.0})
+    with pytest.raises(ConfigError, match=r"space, at \{prompts\.path: 'gone\.jsonl'\}: .*gone\.jsonl"):
+        search.check_inputs(
+            changed(["space={}", "space={prompts.path: {values: [embedded, gone.jsonl]}}"]), {"CPU": 4.0}
+        )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"rewards/liked"):  # whole, and nothing is left behind
+        search.search(changed([network]), Path("runs"), JOBS, resume=False, asked="", have={"CPU": 4.0})
+    assert not Path("runs").exists()
+
+
+def test_what_trials_share_is_looked_for_once(sweep: SweepRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[str]()
+    monkeypatch.setattr(search, "check", lambda plan, have: looked.append(plan.recipe.name))
+    search.check_inputs(changed(["space={}", "space={learner.lr: {values: [1.0e-5, 1.0e-4]}}"]), {"CPU": 4.0})
+    assert looked == ["probe"]
+    search.check_inputs(changed(["space={}", "space={prompts.limit: {values: [null, 200]}}"]), {"CPU": 4.0})
+    assert looked == ["probe"] * 3
 
 
 # --- what Tune is told ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from actors import soups
 from rhumbline import config
 from rhumbline.errors import ConfigError, DirectionError
 from rhumbline.plan import Plan
+from tests.fakes import tiny_policy
 from tests.jobs.dpa_runs import recipe as written
 from tests.jobs.test_online_run import GRPO
 
@@ -54,23 +55,43 @@ def test_only_online_jobs_train_the_policies_of_a_soup(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_mixed_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    train = written(tmp_path, **GRPO).rename(tmp_path / "grpo.yaml")
     outside = soup(
         tmp_path,
-        train="x.yaml",
+        train=str(train),
         directions={"angle_deg": [-45, 45], "codec": "dpa-float1"},
         evaluation={"angles_deg": [45]},
     )
     with pytest.raises(DirectionError, match="the direction weighs verbosity by"):
         soups.check_mixtures(outside, Plan.make(outside))
-    gone = soup(tmp_path, train="x.yaml", policies={"helpfulness": str(tmp_path / "gone")})
+    gone = soup(tmp_path, train=str(train), policies={"helpfulness": str(tmp_path / "gone")})
     with pytest.raises(ConfigError, match=r"policies\.helpfulness: .*gone holds neither"):
         soups.check_mixtures(gone, Plan.make(gone))
+    tiny_policy(tmp_path / "other", seed=1)
+    other = soup(tmp_path, train=str(train), policies={"helpfulness": str(tmp_path / "other")})
+    with pytest.raises(
+        ConfigError, match=r"policies\.helpfulness: .*does not stem from this base: .*Give a policy that was"
+    ):
+        soups.check_mixtures(other, Plan.make(other))
+    same = soup(tmp_path, train=str(train), policies={"helpfulness": str(tmp_path / "policy")})
+    soups.check_mixtures(same, Plan.make(same))
+
+
+def test_what_trains_the_policies_is_read_with_the_soup(tmp_path: Path) -> None:
+    nowhere = soup(tmp_path, train="nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"recipe not found: nowhere\.yaml.*\(train"):
+        Plan.make(nowhere, dry_run=True)
+    train = written(tmp_path, **{**GRPO, "grpo": {"advantage": "centered"}}).rename(tmp_path / "grpo.yaml")
+    with pytest.raises(ConfigError, match=r"grpo\.yaml, for helpfulness alone: unknown advantage 'centered'"):
+        Plan.make(soup(tmp_path, train=str(train)), dry_run=True)
+    ready = {name: str(tmp_path / "policy") for name in ("helpfulness", "verbosity")}
+    Plan.make(soup(tmp_path, train="nowhere.yaml", policies=ready), dry_run=True)  # nothing is left to train
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"generator": {"sync": "adapter"}}, "generator.sync adapter"),
+        ({"generator": {"backend": "vllm", "sync": "adapter"}}, "generator.sync adapter"),
         ({"policy": {"restart_from": "t0"}}, "policy.restart_from is t0"),
     ],
 )
@@ -99,7 +120,7 @@ def test_a_mixture_without_its_mark_is_made_again(tmp_path: Path, monkeypatch: p
         out.mkdir()  # as the real one, which refuses a folder that is there
 
     monkeypatch.setattr(soups, "interpolate", interpolate)
-    monkeypatch.setattr(soups.probes, "probe_again", lambda folder, trust_remote_code: None)
+    monkeypatch.setattr(soups.probes, "probe_again", lambda folder, start, trust_remote_code: None)
     soups._mix(crew, store, 1, {"a": tmp_path}, {"a": 1.0})
     assert [file.name for file in (tmp_path / "t=1").iterdir()] == ["soup.json"]
     assert "iterations/t=1/learn" in marks

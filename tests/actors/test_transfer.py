@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.generator import Case, Generator
-from actors.transfer import EXTENSION, FILES, INDEX, adapter_folder, session_settings, transfer_backend, weight_files
+from actors.generator import Generator
+from actors.probes import Case
+from actors.transfer import EXTENSION, FILES, INDEX, adapter_folder, session_settings, weight_files
 from actors.weights import read_probe, write_probe
 from rhumbline import config
 from rhumbline.data.chat import encode
@@ -104,18 +105,10 @@ def test_an_index_has_to_tell_the_truth(tmp_path: Path) -> None:
 # --- the session ------------------------------------------------------------------------------------------------------
 
 
-def test_files_reach_every_device_and_a_trainer_reaches_gpus_alone() -> None:
-    assert {transfer_backend(num_gpus) for num_gpus in (0, 0.5, 8)} == {FILES}
-    assert transfer_backend(1, "same_gpu") == "ipc"
-    assert transfer_backend(1, "other_gpus") == "nccl"
-    with pytest.raises(ConfigError, match=r"other gpus cannot reach an engine on a CPU.*generator\.num_gpus"):
-        transfer_backend(0, "other_gpus")
-
-
 def test_what_the_session_sets_itself_cannot_be_set_in_the_recipe() -> None:
-    assert session_settings(0, {"max_model_len": 512})["weight_transfer_config"] == {"backend": FILES}
+    assert session_settings({"max_model_len": 512})["weight_transfer_config"] == {"backend": FILES}
     with pytest.raises(ConfigError, match=r"generator\.engine\.weight_transfer_config"):
-        session_settings(1, {"weight_transfer_config": {"backend": "nccl"}})
+        session_settings({"weight_transfer_config": {"backend": "nccl"}})
 
 
 class Engine:
@@ -207,7 +200,7 @@ def shifted(folder: Path, base: Path, scale: float) -> Path:
     asked = [query(text).messages for text in ("Why is the sky blue?", "Name three rivers.")]
     encoded = [encode(messages, "Because air scatters blue light more.", tokenizer) for messages in asked]
     rows = token_logprobs(load_policy(folder, torch.float32, device="cpu"), encoded)
-    write_probe(folder, [(e, row.tolist()) for e, row in zip(encoded, rows, strict=True)])
+    write_probe(folder, [Case(encoded=e, logprobs=row.tolist()) for e, row in zip(encoded, rows, strict=True)])
     return folder
 
 
@@ -217,7 +210,7 @@ def answers(generator: Generator) -> list[tuple[Any, ...]]:
 
 def probed(generator: Generator, cases: list[Case]) -> list[list[float]]:
     """Not vLLM's own checksums of weights: on a CPU those of repacked layers are of nothing."""
-    return generator.backend.logprobs([encoded for encoded, _ in cases])
+    return generator.backend.logprobs([case.encoded for case in cases])
 
 
 @pytest.mark.slow

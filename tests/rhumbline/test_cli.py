@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rhumbline import __version__, config, doctor, probe, recipes, runs
 from rhumbline.cli import app, main, user_errors
-from rhumbline.errors import ConfigError, RunError, StoreError, UserError
+from rhumbline.errors import ConfigError, RhumblineError, RunError, StoreError, TrainingError, UserError
 from rhumbline.store import RunStore
 
 RECIPE = """\
@@ -105,6 +105,27 @@ def test_recipes_check_says_ok(checkout: Path) -> None:
     (line,) = lines("recipes", "check", "jobs/recipes/tiny.yaml", "seed=5")
     assert line.startswith("OK")
     assert "verbosity, brevity" in line
+
+
+def test_recipes_check_looks_at_what_a_search_and_a_soup_run(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "grpo.yaml").write_text(RECIPE + "job: grpo\n")
+    (checkout / "search.yaml").write_text(
+        "job: sweep\nrecipe: grpo.yaml\nspace: {grpo.advantage: {values: [standardised, centered]}}\n"
+    )
+    assert "Did you mean 'centred'" in fails(capsys, "recipes", "check", "search.yaml")
+    assert lines("recipes", "check", "search.yaml", "space={}", "space={seed: {values: [1, 2]}}")[0].startswith("OK")
+    objectives = "{a: {heads: {liked: 1}}, b: {heads: {liked: -1}}}"
+    network = f"rewards: {{sources: [{{kind: network, path: rewards/liked}}], objectives: {objectives}}}"
+    (checkout / "grpo.yaml").write_text(f"name: tiny\njob: grpo\n{network}\n")
+    said = lines("recipes", "check", "search.yaml", "space={}", "space={seed: {values: [1, 2]}}")
+    assert said[1:] == lines("recipes", "check", "grpo.yaml")[1:]
+    assert said[1:] == ["not on this machine, and needed where the job runs: rewards/liked"]
+    (checkout / "grpo.yaml").write_text(RECIPE + "job: grpo\n")
+    (checkout / "soup.yaml").write_text(RECIPE + "job: soups\ninitial: {strategy: none}\ntrain: nowhere.yaml\n")
+    assert "recipe not found: nowhere.yaml" in fails(capsys, "recipes", "check", "soup.yaml")
+    assert lines("recipes", "check", "soup.yaml", "train=grpo.yaml")[0].startswith("OK")
 
 
 def test_recipes_of_reward_models_are_listed_shown_and_checked(
@@ -337,8 +358,24 @@ def test_no_cluster_is_a_users_error_and_a_lost_connection_is_not(capsys: pytest
         raise ConnectionResetError("an hour later")
 
 
-def test_a_full_disk_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StoreError("the disk is full"), 1),
+        (TrainingError("step 3: the loss of 8 answers is nan. Lower learner.lr"), 1),
+        (ConfigError("seed: give an int"), 2),
+    ],
+    ids=str,
+)
+def test_a_stop_that_was_meant_is_one_message(
+    capsys: pytest.CaptureFixture[str], error: RhumblineError, code: int
+) -> None:
     with pytest.raises(SystemExit) as ended, user_errors():
-        raise StoreError("the disk is full")
-    assert ended.value.code == 1
-    assert capsys.readouterr().err == "error: the disk is full\n"
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_what_nobody_foresaw_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), user_errors():
+        raise ZeroDivisionError("x")

@@ -322,3 +322,12 @@ def test_a_fixed_direction_is_the_region_s_axis_where_none_is_given(recipe_file:
 def test_dpa_needs_a_region(recipe_file: Path) -> None:
     assert "one policy for a region" in refusal(recipe_file, "directions.fixed={helpfulness: 1}")
     assert "initial.strategy 'none'" in refusal(recipe_file, "initial.strategy=none")
+
+
+@pytest.mark.parametrize("sync", ["adapter", "transfer"])
+def test_a_way_of_syncing_that_the_backend_does_not_have_is_refused(recipe_file: Path, sync: str) -> None:
+    message = rf"generator\.sync is {sync}, which vLLM alone can do.*Set generator\.sync to full, or generator\.backend"
+    with pytest.raises(ConfigError, match=message):
+        load(recipe_file, ["generator.backend=transformers", f"generator.sync={sync}"])
+    assert load(recipe_file, [f"generator.sync={sync}"]).generator.sync == sync
+    assert load(recipe_file, ["generator.backend=transformers"]).generator.sync == "full"

@@ -24,6 +24,22 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     assert config.load(path, kind=kind).update().kl.coefficient > 0
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("grpo/*.yaml")), ids=str)
+def test_a_shipped_recipe_that_normalises_each_objective_whitens_their_sum(path: Path) -> None:
+    settings = config.load(path, kind=config.GrpoRecipe).grpo
+    assert settings.whiten == settings.per_objective  # GDPO is both (arXiv:2601.05242)
+
+
+def test_the_thesis_s_table_of_hyperparameters() -> None:
+    recipe = config.load(RECIPES / "ppo" / "thesis-7b.yaml", kind=config.PpoRecipe)
+    ppo, learner = recipe.ppo, recipe.learner
+    assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.score_clip) == (0.4, 0.4, 0.4, 4.0)
+    assert (learner.lr, learner.weight_decay, learner.betas, learner.epochs) == (1.41e-5, 1e-6, (0.9, 0.95), 4)
+    assert learner.lora is not None
+    assert (learner.lora.r, learner.lora.alpha, learner.lora.targets) == (16, 32, "all-linear")
+    assert (recipe.prompts.max_prompt_tokens, recipe.sampling.max_tokens) == (1024, 512)
+
+
 def test_a_part_of_kl_leaves_the_rest_of_it_where_the_method_has_it() -> None:
     assert config.Grpo().kl.place == "loss"
     assert config.Grpo().kl.coefficient == 0.04
@@ -46,6 +62,7 @@ def test_a_part_of_kl_leaves_the_rest_of_it_where_the_method_has_it() -> None:
             r"generator\.sync is adapter, and learner\.lora null",
         ),
         ("ppo", ["learner.lora.dropout=0.1"], r"learner\.lora\.dropout is 0\.1"),
+        ("grpo", ["samples=1"], r"samples is 1, and an answer alone in its group .*Give samples 2 or more"),
         ("grpo", ["grpo.per_objective=true", "grpo.kl.place=reward"], r"set grpo\.kl\.place to loss"),
         (
             "ppo",

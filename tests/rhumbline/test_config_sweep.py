@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rhumbline.config import GrpoRecipe, PpoRecipe, SweepRecipe, dump, load_sweep
+from rhumbline.config import GrpoRecipe, PpoRecipe, SweepRecipe, dump, load_sweep, try_space
 from rhumbline.errors import ConfigError
+from rhumbline.plan import check
 from tests.rhumbline.sweep_fakes import BASE
 
 SWEEP = """
@@ -243,6 +244,42 @@ def test_a_soup_that_trains_its_policies_is_no_trial(sweep_file: Path) -> None:
     (sweep_file.parents[1] / "base.yaml").write_text(base + "train: x.yaml\ninitial: {strategy: none}\n")
     sweep_file.write_text("recipe: ../base.yaml\nspace: {evaluation.samples: {values: [1, 2]}}\n")
     assert "train is x.yaml" in refusal(sweep_file)
+
+
+# What a probe is looked at with beside its recipe: job -> space -> what the message says.
+UNKNOWN = {
+    "grpo": {
+        "grpo.advantage: {values: [standardised, centered]}": (
+            r"two\.yaml: space, at \{grpo\.advantage: 'centered'\}: unknown advantage 'centered' \(grpo\.advantage\)\. "
+            "Did you mean 'centred'"
+        ),
+        "grpo.kl.estimator: {values: [k3_k2, k4]}": "unknown KL estimator 'k4'",
+        "grpo.kl.controller: {values: [fixed, fixd]}": "unknown KL controller 'fixd'",
+        "directions.codec: {values: [dpa-int100, dpa-int]}": "space, at .*dpa-int",
+    },
+    "dpo": {"loss.kind: {values: [dpo, dpoo]}": r"unknown loss 'dpoo' \(loss\.kind\)\. Did you mean 'dpo'"},
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "space", "says"), [(job, space, says) for job, spaces in UNKNOWN.items() for space, says in spaces.items()]
+)
+def test_names_in_a_space_are_looked_up_as_those_of_a_recipe(sweep_file: Path, job: str, space: str, says: str) -> None:
+    base = BASE if job == "grpo" else BASE.replace("absolute: 0.5}}", "absolute: 0.5}, said: false}")
+    (sweep_file.parents[1] / "base.yaml").write_text(base.replace("job: ppo", f"job: {job}"))
+    sweep_file.write_text(f"recipe: ../base.yaml\nspace: {{{space}}}\n")
+    sweep = load_sweep(sweep_file)
+    with pytest.raises(ConfigError, match=says):
+        try_space(sweep, lambda trial: check(trial, dry_run=True), str(sweep_file))
+
+
+def test_a_space_is_shown_at_every_value_and_both_ends(sweep_file: Path) -> None:
+    sweep_file.write_text(
+        "recipe: ../base.yaml\nspace: {seed: {values: [1, 2, 3]}, steps: {int: [4, 9]}}\nsearch: {trials: 2}\n"
+    )
+    sweep, seen = load_sweep(sweep_file), list[tuple[int, int]]()
+    try_space(sweep, lambda trial: seen.append((trial.seed, trial.model_dump()["steps"])), "two")
+    assert seen == [(1, 4), (2, 4), (3, 4), (1, 4), (1, 9)]
 
 
 SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "recipes" / "sweeps").glob("*.yaml"))

@@ -1,11 +1,12 @@
 """Every health rule fires on its failure, and a good run raises none."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from rhumbline.evaluation.health import Finding, check_health
+from rhumbline.evaluation.health import Finding, Watch, check_health
 from tests.rhumbline.evaluation_fakes import ANGLES, answer, arc, evaluation, obedient
 
 INITIAL = evaluation(None, obedient(angles_deg=None, quality=45.0)).to_json()
@@ -92,7 +93,7 @@ def test_shrinking_front() -> None:
     assert "t=1: hypervolume fell below that of t=0" in messages(check_health([GOOD[0], worse]), "warning")
 
 
-def steps(count: int, **figures: list[float | None]) -> list[dict[str, Any]]:
+def steps(count: int, **figures: Sequence[float | None]) -> list[dict[str, Any]]:
     """Metrics of `count` steps; the figures given are of the last ones."""
     rows: list[dict[str, Any]] = [{"step": float(t), "learn/kl": 0.0} for t in range(1, count + 1)]
     for name, values in figures.items():
@@ -104,20 +105,107 @@ def steps(count: int, **figures: list[float | None]) -> list[dict[str, Any]]:
 def test_a_kl_that_ends_off_its_target() -> None:
     # Twelve steps: the last three count. Means of 3.7 and 5.1 at a target of 6 are 38% and 15% off.
     off = check_health([], steps=steps(12, kl=[99.0, 3.0, 4.0, 4.1]), kl_target=6.0)
-    assert "KL ended at 3.7 nats per answer, the target is 6: more steps, a shorter kl.horizon" in messages(
-        off, "warning"
-    )
+    said = "KL ended at 3.7 nats per answer, the target is 6 (ppo.kl.target): give more steps, a shorter ppo.kl.horizon"
+    assert said in messages(off, "warning")
     assert check_health([], steps=steps(12, kl=[99.0, 5.0, 5.1, 5.2]), kl_target=6.0) == []
     assert "KL ended at 9 nats" in messages(check_health([], steps=steps(1, kl=[9.0]), kl_target=6.0), "warning")
     assert check_health([], steps=steps(12, kl=[3.0] * 4)) == []  # a fixed coefficient has no target
     assert check_health([], kl_target=6.0) == []
 
 
-def test_objectives_that_are_the_same_for_all_answers() -> None:
-    late = check_health([], steps=steps(8, constant_objectives=[0.0, 1.0]))
-    assert "in 1 of the last 2 steps an objective was the same" in messages(late, "warning")
-    assert check_health([], steps=steps(8, constant_objectives=[2.0, 0.0, 0.0])) == []  # that was before
-    assert check_health([], steps=steps(8, constant_objectives=[None, 0.0])) == []
+def kl_steps(
+    kls: Sequence[float], coefficients: Sequence[float], **figures: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    return steps(len(kls), kl=[*kls], kl_coefficient=[*coefficients], **figures)
+
+
+def grown(first: float, factor: float, count: int) -> list[float]:
+    return [first * factor**i for i in range(count)]
+
+
+def test_a_target_that_the_kl_does_not_come_closer_to_is_out_of_reach() -> None:
+    # As a real run went: the coefficient has risen from 0.01 to 0.114, by 1.16 a step, while KL stayed about 17.
+    kls = [4.0, 7.0, 9.0, 12.0, 15.0, *[17.0, 17.5, 16.8, 17.2, 17.1] * 3]
+    rows = kl_steps(kls, [0.02, *grown(0.01, 1.16, 19)])
+    (finding,) = check_health([], steps=rows, kl_target=6.0, section="grpo")
+    assert finding.level == "warning"
+    assert finding.message.startswith(
+        "grpo.kl.target is 6 nats per answer and out of reach: KL is 17.1, above it for 18 steps"
+    )
+    assert "from 0.0116 to 0.145: lower learner.lr, raise grpo.kl.target" in finding.message
+    falling = kl_steps([*kls[:-5], 16.0, 15.5, 15.0, 14.5, 14.0], [0.02, *grown(0.01, 1.16, 19)])
+    assert "out of reach" not in messages(check_health([], steps=falling, kl_target=6.0), "warning")
+
+
+def test_a_target_that_the_policy_does_not_drift_to_is_out_of_reach_below() -> None:
+    rows = kl_steps([1.0, 1.2, 1.1, 0.9, 1.0] * 4, grown(0.1, 1 / 1.2, 20))
+    (finding,) = check_health([], steps=rows, kl_target=6.0)
+    assert "KL is 1.04, below it for 20 steps" in finding.message
+    assert "lower ppo.kl.target, or raise learner.lr or steps" in finding.message
+    slowly = kl_steps([1.0, 1.2, 1.1, 0.9, 1.0] * 4, grown(0.1, 0.99, 20))  # the coefficient has hardly been tried
+    assert "KL ended at" in check_health([], steps=slowly, kl_target=6.0)[0].message
+    at_bound = kl_steps([1.0] * 20, [1e-6] * 20, kl_stuck_low=[float(i) for i in range(20)])
+    assert "out of reach" in check_health([], steps=at_bound, kl_target=6.0)[0].message
+
+
+def test_a_kl_far_above_its_target_is_out_of_reach_whatever_the_coefficient_did() -> None:
+    rows = kl_steps([0.5] * 10, [0.1] * 10)
+    assert "target is 1e-06 nats" in check_health([], steps=rows, kl_target=1e-6)[0].message
+    assert "KL ended at" in check_health([], steps=rows[1:], kl_target=1e-6)[0].message  # too early to say
+    assert "KL ended at" in check_health([], steps=rows, kl_target=0.1)[0].message  # five times as high only
+
+
+def test_a_run_that_settles_on_its_target_is_never_said_to_miss_it() -> None:
+    # The steps of a shipped recipe, as measured: KL overshoots, the coefficient turns, KL comes back.
+    kls = [
+        0.0,
+        0.02,
+        0.35,
+        0.69,
+        0.25,
+        0.97,
+        3.81,
+        4.23,
+        7.64,
+        8.31,
+        9.16,
+        10.45,
+        9.22,
+        10.09,
+        8.85,
+        9.07,
+        9.9,
+        9.4,
+        8.35,
+        8.28,
+    ]
+    kls += [7.3, 7.35, 8.02, 6.86, 5.29, 4.46, 4.77, 4.46, 5.83, 6.65]
+    coefficient = grown(0.1, 0.84, 9) + grown(0.0288, 1.16, 15) + grown(0.256, 0.85, 6)
+    watch = Watch(objectives=(), kl_target=6.0, section="ppo")
+    assert [watch.look(row) for row in kl_steps(kls, coefficient)] == [[]] * 30
+
+
+def test_a_watch_tells_each_thing_once_and_not_again_after_a_resume() -> None:
+    rows = kl_steps([0.5] * 14, [0.1] * 14, **{"constant_objectives/1": [0.0, 1.0, 0.0, 1.0]})
+    given: dict[str, Any] = {"objectives": ("helpfulness", "verbosity"), "kl_target": 1e-6, "section": "grpo"}
+    watch = Watch(**given)
+    told = [watch.look(row) for row in rows]
+    assert [t for t, found in enumerate(told, start=1) if found] == [10, 12]
+    assert told[9][0].startswith("grpo.kl.target is 1e-06")
+    assert told[11][0].startswith("verbosity is the same for all answers that are compared")
+    resumed = Watch(rows[:11], **given)
+    assert [resumed.look(row) for row in rows[11:]] == told[11:]
+
+
+def test_objectives_that_are_the_same_for_all_answers_are_named() -> None:
+    named: dict[str, Any] = {"objectives": ("helpfulness", "verbosity")}
+    rows = steps(8, **{"constant_objectives/0": [0.0, 0.0], "constant_objectives/1": [0.0, 1.0]})
+    (late,) = check_health([], steps=rows, **named)
+    assert late.message.startswith("in 1 of the last 2 steps verbosity was the same for all answers that are compared")
+    assert (
+        check_health([], steps=steps(8, **{"constant_objectives/1": [1.0, 0.0, 0.0]}), **named) == []
+    )  # that was before
+    assert check_health([], steps=steps(8, **{"constant_objectives/1": [None, 0.0]}), **named) == []
 
 
 def test_groups_that_teach_nothing() -> None:

@@ -166,6 +166,7 @@ def test_the_adapter_that_training_goes_on_with_is_the_reference(policy, tmp_pat
         assert not any("reference" in name for name in weights(second))
     # Measured against the policy below the adapter it is what the adapter has learned.
     below = made(policy, learner={"lora": LORA}, adapter_dir=tmp_path / "out" / "adapter", reference_dir=policy)
+    assert below.probe_start([one.encoded for one in batch(2)]) is None  # that would be of another policy
     assert abs(below.update(1, batch())["learn/kl"]) > 1e-2
 
 
@@ -178,9 +179,13 @@ def test_what_is_published_is_the_live_policy(policy, tmp_path, settings, lora):
     learner.update(1, batch())
     learner.publish(tmp_path, full=True)
     asked = [one.encoded for one in batch(4)]
-    live = learner.probe(asked)
+    live, start = learner.probe(asked), learner.probe_start(asked)
+    assert learner.probe(asked) == live  # the reference has answered, and the policy is what it was
     served = token_logprobs(load_policy(tmp_path, torch.float32), asked)
     base = token_logprobs(load_policy(policy, torch.float32), asked)
+    assert start is not None
+    for begun, before in zip(start, base, strict=True):
+        assert begun == pytest.approx(before.tolist(), abs=1e-5)
     for ours, theirs, before in zip(live, served, base, strict=True):
         assert theirs.tolist() == pytest.approx(ours, abs=0.1)  # stored in bf16
         assert float((torch.tensor(ours) - before).abs().max()) > 0.3

@@ -149,6 +149,7 @@ def test_figures_of_length_and_of_objectives_without_a_say(policy):
     answers[5] = trajectory(5, (0.0, 2.0))  # and the last group's two answers are alike
     told = made(policy).update(1, answers)
     assert told["learn/constant_objectives"] == 1.0
+    assert (told["learn/constant_objectives/0"], told["learn/constant_objectives/1"]) == (0.0, 1.0)
     assert told["learn/constant_groups"] == 1.0
     assert told["learn/truncated"] == pytest.approx(2 / 6)
     lengths = [len(one.response_ids) for one in answers]
@@ -176,6 +177,45 @@ def test_the_engine_s_mismatch_is_reported_and_corrected(policy):
         for s in (settings, settings.model_copy(update={"importance_cap": None}))
     ]
     assert norms[0] == pytest.approx(norms[1] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(config.Grpo(kl=GrpoKl(coefficient=0.5)), id="grpo"),
+        pytest.param(config.Grpo(reduction="constant", kl=GrpoKl(estimator="k2", coefficient=0.5)), id="constant"),
+        pytest.param(config.Ppo(kl=config.Kl(place="loss", coefficient=0.5)), id="ppo"),
+        pytest.param(config.Grpo(kl=GrpoKl(place="reward", coefficient=0.5)), id="reward"),
+        pytest.param(config.Grpo(kl=GrpoKl(coefficient=0.0)), id="free"),
+    ],
+)
+def test_the_loss_is_the_sum_of_its_terms(policy, settings):
+    learner = made(policy, settings, learner={"lr": 3e-2}, max_tokens=9)
+    for step in (1, 2):
+        told = learner.update(step, batch(seed=step))
+        terms = told["learn/policy_loss"] + settings.kl.coefficient * told.get("learn/kl_loss", 0.0)
+        if isinstance(settings, config.Ppo):
+            terms += settings.value_coefficient * told["learn/value_loss"]
+        assert told["learn/loss"] == pytest.approx(terms, rel=1e-5, abs=1e-6)
+    assert ("learn/kl_loss" in told) == (settings.kl.place == "loss")
+    if settings.kl.place == "loss":
+        assert told["learn/kl_loss"] > 1e-3
+
+
+@pytest.mark.parametrize("reduction", ["token", "constant"])
+def test_the_kl_that_the_loss_is_charged_with_by_numpy(policy, reduction):
+    """One optimiser step: k3 of each token before it, over the tokens or over `max_tokens` times the answers."""
+    settings = config.Grpo(reduction=reduction, kl=GrpoKl(coefficient=0.1))
+    learner = made(policy, settings, learner={"lr": 3e-3, "batch_size": 12, "epochs": 1}, max_tokens=9)
+    assert learner.update(1, batch())["learn/kl_loss"] == pytest.approx(0.0, abs=1e-6)
+    asked = [one.encoded for one in batch(seed=2)]
+    reference = token_logprobs(load_policy(policy, torch.float32), asked)
+    log_ratio = np.concatenate([np.array(p) - q.numpy() for p, q in zip(learner.probe(asked), reference, strict=True)])
+    told = learner.update(2, batch(seed=2))
+    mass = len(log_ratio) if reduction == "token" else 9 * len(asked)
+    assert told["learn/kl_loss"] == pytest.approx((np.expm1(-log_ratio) + log_ratio).sum() / mass, rel=1e-3)
+    # The controller's is another: k1, per answer. Nobody drew these from an engine, so no importance weight.
+    assert told["learn/kl"] == pytest.approx(log_ratio.sum() / len(asked), rel=1e-3)
 
 
 def test_the_controller_follows_the_kl(policy):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rhumbline import config
-from rhumbline.errors import ConfigError, TrainingError
+from rhumbline.errors import ConfigError
 from rhumbline.learning import lora
 from rhumbline.learning.policy import (
     fingerprint,
@@ -171,16 +171,16 @@ def test_peft_loads_the_adapter_and_answers_as_the_merged_policy(tmp_path):
 def test_an_adapter_of_another_policy_is_refused(tmp_path):
     tiny_model(num_hidden_layers=1, hidden_size=64).save_pretrained(tmp_path / "other")
     noisy_adapter(tiny_policy(tmp_path / "base"), tmp_path / "adapter")
-    with pytest.raises(TrainingError, match="does not fit"):
+    with pytest.raises(ConfigError, match="does not fit"):
         load_adapter(load_policy(tmp_path / "other"), tmp_path / "adapter")
-    with pytest.raises(TrainingError, match="holds no adapter_model"):
+    with pytest.raises(ConfigError, match="holds no adapter_model"):
         load_adapter(load_policy(tmp_path / "base"), tmp_path)
 
 
 def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
     base, other = tiny_policy(tmp_path / "base"), tiny_policy(tmp_path / "other", seed=1)
     noisy_adapter(base, tmp_path / "adapter")
-    with pytest.raises(TrainingError, match=r"does not fit the policy .*other: it was trained on another base"):
+    with pytest.raises(ConfigError, match=r"does not fit the policy .*other: it was trained on another base"):
         load_adapter(load_policy(other), tmp_path / "adapter")
     load_adapter(load_policy(tiny_policy(tmp_path / "copy")), tmp_path / "adapter")  # the same weights elsewhere
     # Without the fingerprint, as peft saves it, nothing tells the two apart.
@@ -214,7 +214,7 @@ def test_an_adapter_holds_what_the_policy_expects_and_nothing_else(tmp_path, cha
     else:
         stored[name.replace("layers.0", "layers.7").replace("layers.1", "layers.7")] = stored[name].clone()
     save_file(stored, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match=says):
+    with pytest.raises(ConfigError, match=says):
         load_adapter(load_policy(base), tmp_path / "adapter")
 
 

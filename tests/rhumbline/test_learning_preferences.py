@@ -22,8 +22,7 @@ from rhumbline.learning.policy import load_policy, load_tokenizer
 from rhumbline.learning.preferences import balanced
 from rhumbline.learning.train import fit
 from rhumbline.learning.units import encode_judged
-from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
-from rhumbline.losses.rows import report, row_weights, widen
+from rhumbline.losses import UNPAIRED_LOSSES
 from tests.rhumbline.learning_fakes import Log, examples, quick, tiny_policy
 from tests.rhumbline.preference_fakes import data, judged, loss_of, pair, to_two_prompts, train
 
@@ -156,6 +155,23 @@ def test_an_adapter_that_is_gone_on_with_is_part_of_the_reference(policy, tmp_pa
     assert abs(away.of("loss")[0] - math.log(2)) > 0.01
 
 
+@pytest.mark.parametrize(("kind", "first"), [("dpo", math.log(2)), ("bco", math.log(2)), ("kto", 0.5)])
+@pytest.mark.parametrize("share", [0.0, 0.3], ids=["none asked for", "asked for"])
+def test_there_is_no_dropout_whatever_the_adapter_was_trained_with(policy, tmp_path, kind, first, share):
+    before = fit(
+        examples(8), learner=quick(lora={**LORA, "dropout": 0.3}), policy_dir=policy, out_dir=tmp_path / "sft", seed=7
+    )
+    assert json.loads((before.adapter / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+    learner = quick(lora={**LORA, "dropout": share}, epochs=1)
+    even = (
+        {} if kind == "dpo" else {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    )  # or a step's mix of both counts
+    loss = loss_of(kind, **even)
+    log = train(policy, tmp_path / "out", data(kind, 8), loss, learner=learner, adapter_dir=before.adapter)
+    assert log.of("loss")[0] == pytest.approx(first, abs=1e-6)
+    assert log.of("margin")[0] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_reference_equal_to_the_start_changes_nothing(policy, tmp_path):
     logs = [
         train(policy, tmp_path / str(i), data("dpo", 8), loss_of("dpo"), learner=quick(lora=LORA), reference_dir=folder)
@@ -210,8 +226,8 @@ def test_both_classes_weigh_the_same_unless_they_are_given(policy, tmp_path):
 
 
 def test_modpo_of_one_objective_alone_is_dpo(policy, tmp_path):
-    alone = [pair(i, direction=None) for i in range(8)]
-    modpo = train(policy, tmp_path / "modpo", alone, loss_of("modpo"), weights=(1.0, 0.0))
+    alone = [pair(i, direction=(1.0, 0.0)) for i in range(8)]
+    modpo = train(policy, tmp_path / "modpo", alone, loss_of("modpo"))
     dpo = train(policy, tmp_path / "dpo", alone, loss_of("dpo"))
     assert modpo.of("loss") == pytest.approx(dpo.of("loss"), rel=1e-5)
 
@@ -310,7 +326,7 @@ def test_two_workers_make_the_update_of_one(policy, tmp_path):
         assert first[-1]["learn/tokens"] == one[-1]["learn/tokens"]
 
 
-# --- a loss that is no number, and one that is new --------------------------------------------------------------------
+# --- a loss that is no number -----------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_names_the_batch(policy, tmp_path):
@@ -324,22 +340,3 @@ def test_a_loss_that_is_no_number_names_the_batch(policy, tmp_path):
     assert kept["step"] == 0
     assert len(kept["samples"]) == 4
     assert set(kept["samples"]) <= {f"p{i}" for i in range(8)}
-
-
-def hinge(
-    chosen_P, rejected_P, reference_chosen_P, reference_rejected_P, chosen_tokens_P, rejected_tokens_P, denominator,
-    *, beta, weights_P=None,
-):  # fmt: skip
-    """SLiC's: max(0, 1 - beta delta)."""
-    gap_P = beta * widen(chosen_P - rejected_P - (reference_chosen_P - reference_rejected_P).detach())
-    loss_P = (1 - gap_P).clamp(min=0)
-    weights_P = row_weights(weights_P, loss_P)
-    loss = (weights_P * loss_P).sum() / denominator
-    return loss, report(loss, weights_P, margin_sum=gap_P, correct_sum=gap_P > 0)
-
-
-def test_a_loss_of_one_function_and_one_line_trains(policy, tmp_path, monkeypatch):
-    monkeypatch.setitem(PAIRED_LOSSES, "hinge", hinge)
-    log = train(policy, tmp_path / "out", data("hinge", 8), loss_of("hinge"), learner=quick(epochs=4))
-    assert log.of("loss")[0] == pytest.approx(1.0, abs=1e-5)  # the policy is its reference still
-    assert log.of("loss")[-1] < 0.99

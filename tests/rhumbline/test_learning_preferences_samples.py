@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rhumbline.data.chat import encode
-from rhumbline.errors import ConfigError, DataError, TrainingError
+from rhumbline.errors import ConfigError, DataError
 from rhumbline.learning.policy import load_tokenizer
 from rhumbline.learning.preferences import fit_preferences
 from rhumbline.learning.units import encode_judged
@@ -44,9 +44,9 @@ def test_pairs_are_dropped_and_counted(policy, tmp_path):
 
 def test_nothing_to_learn_from_says_why(policy, tmp_path):
     pairs = [pair(0, rejected="x" * 500), pair(1, chosen="b", rejected="b")]
-    with pytest.raises(TrainingError, match=r"of 2 pairs 1 are longer than 256 .* 0 have no .* 1 have two equal"):
+    with pytest.raises(DataError, match=r"of 2 pairs 1 are longer than 256 .* 0 have no .* 1 have two equal"):
         train(policy, tmp_path / "out", pairs, loss_of("dpo"), learner=quick(max_length=256))
-    with pytest.raises(TrainingError, match="of 0 judged answers"):
+    with pytest.raises(DataError, match="of 0 judged answers"):
         train(policy, tmp_path / "out", [], loss_of("kto"))
 
 

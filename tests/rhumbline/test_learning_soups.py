@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rhumbline.errors import DirectionError, TrainingError
+from rhumbline.errors import ConfigError, DirectionError, TrainingError
 from rhumbline.learning.policy import load_policy, load_tokenizer, save_adapter
-from rhumbline.learning.soups import interpolate, soup_weights
+from rhumbline.learning.soups import check_policy, interpolate, soup_weights
 from tests.rhumbline.learning_fakes import tiny_model, tiny_policy
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -243,6 +244,61 @@ def test_a_policy_of_another_shape_or_seed_is_refused(tmp_path: Path) -> None:
     tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "short")
     with pytest.raises(TrainingError, match=r"the base has the tensor model\.layers\.1"):
         interpolate(base, {"a": tmp_path / "short"}, {"a": 0.5}, tmp_path / "soup")
+
+
+# --- what is refused before anything is mixed -------------------------------------------------------------------------
+
+
+def test_policies_of_this_base_may_be_mixed(tmp_path: Path) -> None:
+    base = tiny_policy(tmp_path / "base")
+    adapter(base, tmp_path / "lora", 1)
+    for name, folder in (("full", moved(base, tmp_path / "full", 1)), ("lora", tmp_path / "lora"), ("base", base)):
+        check_policy(base, name, folder)
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    base, other = tiny_policy(tmp_path / "base"), tiny_policy(tmp_path / "other", seed=1)
+    adapter(other, tmp_path / "lora", 1)
+    with pytest.raises((ConfigError, TrainingError), match="another base"):
+        check_policy(base, "a", tmp_path / "lora")
+
+
+def test_an_adapter_that_does_not_say_its_base_has_to_fit_it(tmp_path: Path) -> None:
+    base = tiny_policy(tmp_path / "base")
+    stored = adapter(base, tmp_path / "lora", 1)
+    save_file(stored, tmp_path / "lora" / "adapter_model.safetensors", metadata={"format": "pt"})
+    check_policy(base, "a", tmp_path / "lora")
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "short")
+    with pytest.raises((ConfigError, TrainingError), match=r"have no place, such as .*layers\.1"):
+        check_policy(tmp_path / "short", "a", tmp_path / "lora")
+    tiny_model(intermediate_size=80).save_pretrained(tmp_path / "narrow")
+    with pytest.raises((ConfigError, TrainingError), match=r"(?s)does not fit the policy .*size mismatch"):
+        check_policy(tmp_path / "narrow", "a", tmp_path / "lora")
+
+
+@pytest.mark.parametrize(("change", "says"), [("shape", "has shape"), ("gone", "the base has the tensor")])
+def test_full_weights_with_other_tensors_are_refused(tmp_path: Path, change: str, says: str) -> None:
+    base, key = tiny_policy(tmp_path / "base"), "model.layers.1.self_attn.q_proj.weight"
+    policy = spoiled(base, tmp_path / "a", key, change)
+    with pytest.raises(TrainingError, match=f"the policy of 'a' .* stem from this base: .*{says}") as error:
+        check_policy(base, "a", policy)
+    assert key in str(error.value)
+
+
+def test_full_weights_of_another_start_or_function_are_refused(tmp_path: Path) -> None:
+    base = tiny_policy(tmp_path / "base")
+    with pytest.raises(TrainingError, match=r"does not stem from this base: .* more than its whole length"):
+        check_policy(base, "a", tiny_policy(tmp_path / "other", seed=1))
+    policy = moved(base, tmp_path / "a", 1)
+    settings = json.loads((policy / "config.json").read_text())
+    settings["hidden_act"] = "relu"
+    (policy / "config.json").write_text(json.dumps(settings))
+    for look in (
+        lambda: check_policy(base, "a", policy),
+        lambda: interpolate(base, {"a": policy}, {"a": 0.5}, tmp_path / "soup"),
+    ):
+        with pytest.raises(TrainingError, match=r"its config\.json has hidden_act 'relu', the base's 'silu'"):
+            look()
 
 
 def test_names_and_weights_must_match(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rhumbline import config
 from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import World
 from rhumbline.learning.logprobs import response_logprobs, token_logprobs
+from rhumbline.learning.lora import attach, fuse
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
@@ -58,21 +60,12 @@ def test_it_learns_and_what_it_writes_loads(policy, tmp_path, lora, share):
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("reduction", ["token", "sample"])
-def test_the_update_does_not_depend_on_the_micro_batches(policy, tmp_path, lora, reduction):
+def test_the_update_does_not_depend_on_the_micro_batches(policy, tmp_path, lora):
     logs = []
     for tokens in (40, 10_000):
         log = Log()
         learner = quick(lora=lora, micro_batch_tokens=tokens)
-        fit(
-            examples(10),
-            learner=learner,
-            policy_dir=policy,
-            out_dir=tmp_path / str(tokens),
-            seed=7,
-            report=log,
-            reduction=reduction,
-        )
+        fit(examples(10), learner=learner, policy_dir=policy, out_dir=tmp_path / str(tokens), seed=7, report=log)
         logs.append(log)
     assert logs[0].losses == pytest.approx(logs[1].losses, rel=1e-4)
     norms = [[f["learn/grad_norm"] for f in log.figures] for log in logs]
@@ -180,6 +173,19 @@ def test_an_adapter_is_gone_on_with(policy, tmp_path):
     learner = quick(lr=1e-9, warmup_steps=0)
     fit(examples(8), learner=learner, out_dir=tmp_path / "third", adapter_dir=first.adapter, report=full, **settings)
     assert full.losses[0] == pytest.approx(log.losses[0], rel=1e-2)
+
+
+@pytest.mark.parametrize(("saved", "asked"), [(0.3, 0.0), (0.0, 0.3), (0.3, 0.1)])
+def test_dropout_is_the_recipe_s_and_not_that_of_an_adapter_which_is_gone_on_with(policy, tmp_path, saved, asked):
+    def lora_of(share: float) -> config.Lora:
+        return config.Lora(r=4, alpha=8, dropout=share)
+
+    attach(load_policy(policy, torch.float32), lora_of(saved)).save_pretrained(tmp_path / "saved")
+    model = attach(load_policy(policy, torch.float32), lora_of(asked), tmp_path / "saved")
+    found = {module.p for name, module in model.named_modules() if "lora_dropout" in name and hasattr(module, "p")}
+    assert found == ({asked} if asked > 0 else set())
+    assert model.peft_config["default"].lora_dropout == asked
+    assert (fuse(model) > 0) == (asked == 0)  # only without dropout there is the faster forward pass
 
 
 # --- a teacher --------------------------------------------------------------------------------------------------------

@@ -47,32 +47,21 @@ def test_with_gamma_and_lambda_one_the_return_is_the_reward_to_come():
     assert torch.equal(advantages_R, returns_R - values_R)
 
 
-def test_nothing_follows_the_last_token_unless_it_was_cut_off():
-    # Both answers have a value waiting behind them; only the second was cut off. lam 0: A = r + gamma V' - V.
-    advantages_R, _ = gae(
-        torch.tensor([1.0, 1.0]),
-        torch.tensor([0.5, 0.5]),
-        (1, 1),
-        gamma=0.9,
-        lam=0.0,
-        truncated_N=torch.tensor([False, True]),
-        next_values_N=torch.tensor([10.0, 10.0]),
-    )
-    assert advantages_R.tolist() == pytest.approx([0.5, 9.5])
-    with pytest.raises(AssertionError, match="belong together"):
-        gae(torch.ones(1), torch.ones(1), (1,), truncated_N=torch.tensor([True]))
+def test_nothing_follows_the_last_token():
+    # The value of the next answer's first token, 10, is none of the first one's. lam 0: A = r + gamma V' - V.
+    advantages_R, _ = gae(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 10.0]), (1, 1), gamma=0.9, lam=0.0)
+    assert advantages_R.tolist() == [0.5, -9.0]
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=5), seed=st.integers(0, 100))
 def test_answers_do_not_see_each_other(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
-    R, N = sum(lengths), len(lengths)
+    R = sum(lengths)
     rewards_R, values_R = torch.randn(2, R, generator=generator)
-    cut_N, next_N = torch.rand(N, generator=generator) < 0.5, torch.randn(N, generator=generator)
-    together, _ = gae(rewards_R, values_R, lengths, gamma=0.9, truncated_N=cut_N, next_values_N=next_N)
+    together, _ = gae(rewards_R, values_R, lengths, gamma=0.9)
     alone = [
-        gae(r, v, (len(r),), gamma=0.9, truncated_N=cut_N[n : n + 1], next_values_N=next_N[n : n + 1])[0]
-        for n, (r, v) in enumerate(zip(rewards_R.split(lengths), values_R.split(lengths), strict=True))
+        gae(r, v, (len(r),), gamma=0.9)[0]
+        for r, v in zip(rewards_R.split(lengths), values_R.split(lengths), strict=True)
     ]
     assert torch.equal(together, torch.cat([*alone, torch.zeros(0)]))
 
@@ -120,11 +109,11 @@ def test_groups_by_hand():
     rewards_N, groups_N = torch.tensor([1.0, 4.0, 2.0, 0.0, 6.0]), torch.tensor([7, 2, 7, 2, 7])
     deviations = [-2.0, 2.0, -1.0, -2.0, 3.0]
     counts = {"groups": 2.0, "single_groups": 0.0, "constant_groups": 0.0}
-    for denominator, std in (("sample", (math.sqrt(7), math.sqrt(8))), ("population", (math.sqrt(14 / 3), 2.0))):
-        advantages_N, metrics = standardised(rewards_N, groups_N, denominator=denominator, eps=0.5)
-        expected = [d / (std[g == 2] + 0.5) for d, g in zip(deviations, groups_N.tolist(), strict=True)]
-        assert advantages_N.tolist() == pytest.approx(expected)
-        assert metrics == counts
+    advantages_N, metrics = standardised(rewards_N, groups_N, eps=0.5)
+    std = (math.sqrt(14 / 2), math.sqrt(8 / 1))
+    expected = [d / (std[g == 2] + 0.5) for d, g in zip(deviations, groups_N.tolist(), strict=True)]
+    assert advantages_N.tolist() == pytest.approx(expected)
+    assert metrics == counts
     assert centred(rewards_N, groups_N)[0].tolist() == pytest.approx(deviations)
     # Against the others: 1 - 4, 4 - 0, 2 - 3.5, 0 - 4, 6 - 1.5.
     assert leave_one_out(rewards_N, groups_N)[0].tolist() == pytest.approx([-3.0, 4.0, -1.5, -4.0, 4.5])
@@ -182,7 +171,10 @@ def test_objectives_are_normalised_before_they_are_summed():
 
 
 def _unit(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    return standardised(rewards_N, groups_N, denominator="population", eps=0.0)
+    """By the largest deviation: of two values, as many of each, every answer is at -1 or 1."""
+    advantages_N, metrics = centred(rewards_N, groups_N)
+    most_N = torch.stack([advantages_N[groups_N == group].abs().max() for group in groups_N])
+    return advantages_N / most_N.clamp(min=1e-9), metrics
 
 
 def test_every_prompt_may_have_its_own_direction_and_a_constant_objective_no_say():
@@ -208,4 +200,4 @@ def test_permuting_objectives_and_direction_changes_nothing():
 
 
 def test_every_group_advantage_is_in_the_dict():
-    assert set(GROUP_ADVANTAGES) == {"standardised", "centred", "leave_one_out"}
+    assert set(GROUP_ADVANTAGES) >= {"standardised", "centred", "leave_one_out"}

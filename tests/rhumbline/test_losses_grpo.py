@@ -67,6 +67,15 @@ def test_the_kl_that_is_reported_is_the_one_that_is_charged(estimator):
     assert float(charged - plain) == pytest.approx(0.2 * metrics["kl_sum"] / 3.0)
 
 
+def test_the_importance_weight_is_of_the_policy_s_term_alone():
+    *tensors, reference_R = sample()
+    options = {"behaviour_logp_R": tensors[1] - 0.5, "importance_cap": 3.0}  # every weight is exp 0.5
+    plain, _ = ppo(*tensors, 3.0)
+    loss, metrics = grpo(*tensors, 3.0, reference_logp_R=reference_R, beta=0.2, **options)
+    assert float(loss) == pytest.approx(math.exp(0.5) * float(plain) + 0.2 * metrics["kl_sum"] / 3.0)
+    assert metrics["kl_sum"] == pytest.approx(float((tensors[3] * k3(tensors[0], reference_R)).sum()))
+
+
 def test_no_reference_or_a_beta_of_zero_is_ppo():
     *tensors, reference_R = sample()
     plain, metrics = ppo(*tensors, 3.0, clip_high=0.3)

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rhumbline.losses import POLICY_LOSSES
-from rhumbline.losses.ppo import entropy, ppo, value_loss
+from rhumbline.losses.ppo import ppo, value_loss
 from rhumbline.losses.sft import token_weights
 
 LN2 = math.log(2)
@@ -219,16 +218,3 @@ def test_value_loss_gradient_and_micro_batches():
 
     assert torch.autograd.gradcheck(loss, values_R)
     assert torch.allclose(loss(values_R, slice(0, 3)) + loss(values_R, slice(3, None)), loss(values_R), rtol=1e-12)
-
-
-def test_entropy_by_hand():
-    # Even over 4: ln 4. (1/4, 3/4): ln 4 - 3/4 ln 3. A token that was ruled out counts for nothing.
-    inf = float("inf")
-    logits_RV = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, math.log(3), -inf, -inf], [0.0, -inf, -inf, -inf]])
-    expected = [math.log(4), math.log(4) - 0.75 * math.log(3), 0.0]
-    assert entropy(logits_RV).tolist() == pytest.approx(expected, abs=1e-6)
-    assert entropy(torch.randn(40, 5, requires_grad=True)).requires_grad is False
-
-
-def test_every_policy_loss_is_in_the_dict():
-    assert set(POLICY_LOSSES) == {"ppo", "grpo"}

@@ -48,6 +48,34 @@ def test_many_rows_equal_torch_s_own_loss_and_gradient():
     assert torch.allclose(gradient, expected_gradient, atol=1e-7)
 
 
+def test_gradient_by_finite_difference():
+    # The loss is of fp32, so a step of 1/64 in the logits, exact there, and a tolerance above its rounding.
+    generator = torch.Generator().manual_seed(1)
+    logits_RV = torch.randn(5, 4, generator=generator, requires_grad=True)
+    targets_R, weights_R = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0])
+
+    def loss(x_RV: torch.Tensor) -> torch.Tensor:
+        return sft(x_RV, targets_R, weights_R, denominator=3.0)[0]
+
+    loss(logits_RV).backward()
+    assert logits_RV.grad is not None
+    for r in range(5):
+        for v in range(4):
+            step_RV = torch.zeros(5, 4)
+            step_RV[r, v] = 1 / 64
+            numeric = 32 * (loss(logits_RV.detach() + step_RV) - loss(logits_RV.detach() - step_RV))
+            assert logits_RV.grad[r, v].item() == pytest.approx(numeric.item(), abs=1e-4)
+    assert logits_RV.grad[3].tolist() == [0.0] * 4  # of no weight
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    generator = torch.Generator().manual_seed(2)
+    logits_RV, targets_R = torch.randn(7, 5, generator=generator), torch.randint(0, 5, (7,), generator=generator)
+    weights_R = torch.rand(7, generator=generator)
+    parts = [sft(logits_RV[rows], targets_R[rows], weights_R[rows], 3.0)[0] for rows in (slice(0, 3), slice(3, None))]
+    assert float(sum(parts)) == pytest.approx(float(sft(logits_RV, targets_R, weights_R, 3.0)[0]), rel=1e-6)
+
+
 def test_token_weights_by_hand():
     # Two samples of 3 and 1 tokens; the second weighs 2.
     assert token_weights((3, 1), (1.0, 2.0), "token") == ([1.0, 1.0, 1.0, 2.0], 5.0)

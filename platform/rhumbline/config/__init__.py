@@ -30,6 +30,7 @@ from rhumbline.config.sections import (
     NetworkSource,
     Objective,
     Policy,
+    PolicyLearner,
     Prompts,
     RegressionSource,
     Rewards,
@@ -44,7 +45,7 @@ from rhumbline.config.sections import (
 )
 from rhumbline.config.sft import Conversations, SftLearner, SftPolicy, SftRecipe, SftStage, load_sft
 from rhumbline.config.soups import SoupRecipe
-from rhumbline.config.sweep import Dimension, Search, SweepRecipe, load_sweep
+from rhumbline.config.sweep import Dimension, Search, SweepRecipe, load_sweep, try_space
 from rhumbline.errors import ConfigError
 
 # By the key `job`.
@@ -78,6 +79,7 @@ __all__ = [
     "OnlineRecipe",
     "PairFile",
     "Policy",
+    "PolicyLearner",
     "Ppo",
     "PpoRecipe",
     "PreferenceLoss",
@@ -111,6 +113,7 @@ __all__ = [
     "load_sweep",
     "merge",
     "read",
+    "try_space",
     "validate",
 ]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rhumbline.config.run import Run
-from rhumbline.config.sections import Section
+from rhumbline.config.sections import PolicyLearner, Section
 
 
 class Kl(Section):
@@ -89,6 +89,7 @@ class Grpo(Update):
 class OnlineRecipe(Run, ABC):
     """What jobs/ppo.py and jobs/grpo.py share. Each has a section of its own for the algorithm."""
 
+    learner: PolicyLearner = PolicyLearner()
     steps: int = Field(100, gt=0)  # T: rollouts and the updates on them
     prompts_per_step: int = Field(64, gt=0)
     overlap: bool = False  # the next rollouts are generated during the update, one version behind
@@ -169,8 +170,17 @@ class GrpoRecipe(OnlineRecipe):
     """Of jobs/grpo.py."""
 
     job: Literal["grpo"] = "grpo"
-    samples: int = Field(8, gt=1)  # a group of one answer has nothing to be compared with
+    samples: int = Field(8, gt=0)
     grpo: Grpo = Grpo()
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> GrpoRecipe:
+        if self.samples == 1:
+            raise ValueError(
+                "samples is 1, and an answer alone in its group has no other that it could be better than: grpo learns nothing "
+                "from it. Give samples 2 or more (4 to 16 are usual), or use jobs/ppo.py"
+            )
+        return self
 
     def update(self) -> Grpo:
         return self.grpo

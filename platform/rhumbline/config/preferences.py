@@ -7,10 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rhumbline.config.run import Run
-from rhumbline.config.sections import Section
+from rhumbline.config.sections import PolicyLearner, Section
 
 
 class PreferenceLoss(Section):
+    """Which loss, and its options. An option that the loss has no parameter for is refused by `rhumbline.losses.check_loss`."""
+
     kind: str = "dpo"  # dpo, ipo, jpo, modpo, kto, bco: a key of rhumbline.losses.PAIRED_LOSSES or UNPAIRED_LOSSES
     beta: float = Field(0.1, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # dpo, jpo, modpo: conservative DPO
@@ -20,16 +22,13 @@ class PreferenceLoss(Section):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> PreferenceLoss:
-        if self.label_smoothing > 0 and self.kind in ("ipo", "kto", "bco"):
-            raise ValueError(f"loss.label_smoothing is for dpo, jpo and modpo: {self.kind} has none")
         if self.learned is not None and self.kind != "modpo":
             raise ValueError(f"loss.learned is for modpo: {self.kind} learns what the whole direction prefers")
-        for key in ("desirable_weight", "undesirable_weight"):
-            if getattr(self, key) is not None and self.kind in ("dpo", "ipo", "jpo", "modpo"):
-                raise ValueError(
-                    f"loss.{key} is for kto and bco: {self.kind} learns from pairs, whose sides weigh the same"
-                )
         return self
+
+    def options(self) -> dict[str, float | None]:
+        """Those that a loss may have a parameter for, by its name."""
+        return self.model_dump(exclude={"kind", "learned"})
 
 
 class PairFile(Section):
@@ -58,6 +57,7 @@ class DpoRecipe(Run):
     iterations: int = Field(1, gt=0)  # rounds of sampling and learning; 1 where the samples are given
     pairs: dict[str, PairFile] | None = None  # data set name -> file
     store: SampleStore | None = None
+    learner: PolicyLearner = PolicyLearner()
     loss: PreferenceLoss = PreferenceLoss()
     gap: float = Field(0.0, ge=0)  # pairs of samples: the least difference of v . z
 
@@ -86,6 +86,12 @@ class DpoRecipe(Run):
         if self.pairs is not None and self.gap > 0:
             raise ValueError(f"gap is {self.gap:g}, and pairs that people judged have no rewards: leave it out")
         self._has_pairs()
+        if self.learner.lora is not None and self.learner.lora.dropout > 0:
+            raise ValueError(
+                f"learner.lora.dropout is {self.learner.lora.dropout:g}: preferences are learned without dropout, with which the "
+                "policy would differ from its reference before the first step. Set it to 0; t=0 may have its own "
+                "(initial.learner)"
+            )
         if self.policy.restart_from != "initial":
             raise ValueError(
                 f"policy.restart_from is {self.policy.restart_from}, and jobs/dpo.py has no choice: every round starts from the "

@@ -153,6 +153,15 @@ class Generator(Section):
     deadline_s: float = Field(1800.0, gt=0)  # one shard
     max_attempts: int = Field(3, gt=0)  # of one shard before it is quarantined
 
+    @model_validator(mode="after")
+    def _syncs(self) -> Generator:
+        if self.backend == "transformers" and self.sync != "full":
+            raise ValueError(
+                f"generator.sync is {self.sync}, which vLLM alone can do: with generator.backend transformers all weights are "
+                "read again. Set generator.sync to full, or generator.backend to vllm"
+            )
+        return self
+
 
 class Scorer(Section):
     replicas: int = Field(1, gt=0)
@@ -192,6 +201,16 @@ class Learner(Section):
     weights_dtype: Literal["bfloat16", "float32"] = "float32"  # of frozen weights under LoRA; trained weights stay fp32
     checkpoint_every: int = Field(50, gt=0)  # optimiser steps
     max_failures: int = Field(3, ge=0)
+
+
+class PolicyLearner(Learner):
+    """Of jobs/dpo.py, ppo.py and grpo.py, which push answers apart instead of imitating them: a tenth of the rate, and one pass.
+
+    t=0, which imitates, has these too unless `initial.learner` says otherwise.
+    """
+
+    lr: float = Field(1e-6, gt=0)
+    epochs: int = Field(1, gt=0)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

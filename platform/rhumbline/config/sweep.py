@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from rhumbline.config.reading import build, read
 from rhumbline.config.run import Run
 from rhumbline.config.sections import Section
 from rhumbline.config.soups import SoupRecipe
-from rhumbline.errors import ConfigError, did_you_mean
+from rhumbline.errors import ConfigError, UserError, did_you_mean
 
 Point = dict[str, Any]  # dotted key -> value
 Reals = tuple[float, float]
@@ -181,6 +181,11 @@ class SweepRecipe(Section):
             return rng.sample(every, min(self.search.trials, len(every)))
         return [{key: d.draw(rng) for key, d in self.space.items()} for _ in range(self.search.trials)]
 
+    def probes(self) -> list[Point]:
+        """Points at which a fault of the space shows: listed values and both ends of ranges, one dimension at a time."""
+        first = {key: dimension.probes()[0] for key, dimension in self.space.items()}
+        return [first | {key: value} for key, dimension in self.space.items() for value in dimension.probes()]
+
     def headings(self) -> dict[str, str]:
         """Keys of the space as a table calls them: a simplex by the objective whose weight its values are."""
         return {
@@ -216,8 +221,8 @@ class SweepRecipe(Section):
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepRecipe:
     """Read the recipe of a search and try its space on the recipe that trials run. Raises ConfigError.
 
-    `recipe` comes back as a path from where one stands. An override of the sweep is `search.trials=40`; one of its trials is
-    `overrides={learner.lr: 1e-4}`.
+    Names of losses, advantages and estimators are tried by `try_space`, with `plan.check`. `recipe` comes back as a path from
+    where one stands. An override of the sweep is `search.trials=40`; one of its trials is `overrides={learner.lr: 1e-4}`.
     """
     raw = read(path, overrides, example="search.trials=40")
     if raw.get("job", "sweep") != "sweep":
@@ -228,22 +233,28 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
     return sweep
 
 
+def try_space(sweep: SweepRecipe, look: Callable[[Run], object], origin: str) -> None:
+    """Show `look` the recipe at every probe of the space. Raises ConfigError, with the point, for a UserError of it.
+
+    Whether names of losses and estimators are known and inputs are there, no recipe says by itself: `plan.check` and `Plan.make`
+    are what else to look with.
+    """
+    for point in sweep.probes():
+        try:
+            look(sweep.trial(point, "probe"))
+        except UserError as e:
+            shown = ", ".join(f"{name}: {point[name]!r}" for name in sweep.space)
+            raise ConfigError(f"{origin}: space, at {{{shown}}}: {e}") from None
+
+
 def _try(sweep: SweepRecipe, origin: str) -> None:
-    """Every listed value and both ends of every range, one dimension at a time, make a recipe. Raises ConfigError."""
+    """The base and every probe make a recipe that can be a trial. Raises ConfigError."""
     try:
         base = sweep.base()
     except ConfigError as e:
         raise ConfigError(f"{origin}: recipe, with overrides: {e}") from None
     _check_metrics(sweep, base, origin)
-    first = {key: dimension.probes()[0] for key, dimension in sweep.space.items()}
-    for key, dimension in sweep.space.items():
-        for value in dimension.probes():
-            point = first | {key: value}
-            try:
-                _check_trial(sweep, sweep.trial(point, "probe"))
-            except ConfigError as e:
-                shown = ", ".join(f"{name}: {point[name]!r}" for name in sweep.space)
-                raise ConfigError(f"{origin}: space, at {{{shown}}}: {e}") from None
+    try_space(sweep, lambda trial: _check_trial(sweep, trial), origin)
 
 
 def _check_metrics(sweep: SweepRecipe, base: Run, origin: str) -> None:

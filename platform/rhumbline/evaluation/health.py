@@ -3,6 +3,9 @@
     check_health([t0, t1, t2], initial=initial, selected={"candidates": 4000, "duplicates_dropped": 40, "failed": 0})
     # [Finding(level='warning', message='t=2: 31% of answers under −45° were cut at the token limit ...')]
 
+    watch = Watch(objectives=("helpfulness", "verbosity"), kl_target=6.0, section="ppo")
+    watch.look({"learn/kl": 17.2, "learn/kl_coefficient": 0.15, ...})    # ["ppo.kl.target is 6 ..."]: after every step
+
 `evaluations` and `initial` are JSON of `PolicyEvaluation`. An error says that the figures cannot be trusted, a
 warning that a known failure shows, a note that something is worth knowing. No finding at all is the good case.
 Thresholds are constants below.
@@ -30,7 +33,12 @@ MAX_KL_GROWTH = 2.0  # from one iteration to the next
 MIN_SPEARMAN = 0.5
 MAX_OVERLAP = 0.9  # Jaccard of words; independent answers to one prompt share about a quarter
 MAX_KL_MISS = 0.2  # of the target: an adaptive controller that is further off at the end has not settled
+REACH_STEPS = 10  # off its target on one side, before a KL can count as out of reach: it starts at 0 and has to rise
+REACH_FACTOR = 10.0  # by which the coefficient has moved meanwhile; in runs that settled it was up to fourfold
+FAR_ABOVE = 10.0  # times the target: out of reach however far the coefficient has moved
+MIN_APPROACH = 0.05  # of the distance, from five steps to the next five: less is no approach
 MAX_CONSTANT_SHARE = 0.5  # of groups: more of the answers are sampled for nothing than not
+_SILENT_REMEDY = "Look at its rule or reward model, and ask for more answers per step (prompts_per_step, samples)"
 
 
 class Finding(NamedTuple):
@@ -50,6 +58,8 @@ class Signals:
     losses: Sequence[float | None] = ()  # of every optimiser step, as metrics.jsonl has it: None is not a number
     steps: Sequence[JSON] = ()  # metrics of every step of online training, in order
     kl_target: float | None = None  # of the adaptive controller, nats per answer
+    section: str = "ppo"  # the recipe's, with the keys of what `steps` come from
+    objectives: Sequence[str] = ()  # of `steps`, in recipe order
 
 
 def check_health(
@@ -60,8 +70,10 @@ def check_health(
     losses: Sequence[float | None] = (),
     steps: Sequence[JSON] = (),
     kl_target: float | None = None,
+    section: str = "ppo",
+    objectives: Sequence[str] = (),
 ) -> list[Finding]:
-    """Run every rule; errors first, then warnings, then notes. `steps` and `kl_target` are of online training."""
+    """Run every rule; errors first, then warnings, then notes. `steps` and what follows them are of online training."""
     signals = Signals(
         evaluations=evaluations,
         initial=initial,
@@ -69,6 +81,8 @@ def check_health(
         losses=losses,
         steps=steps,
         kl_target=kl_target,
+        section=section,
+        objectives=objectives,
     )
     findings = [finding for rule in RULES for finding in rule(signals)]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level))
@@ -204,31 +218,86 @@ def shrinking_front(signals: Signals) -> Iterator[Finding]:
             )
 
 
+class Watch:
+    """Online training while it goes on: what stands in its way, each thing once, at the first step that it holds."""
+
+    def __init__(
+        self, steps: Sequence[JSON] = (), *, objectives: Sequence[str], kl_target: float | None, section: str
+    ) -> None:
+        """steps: those that an earlier session has looked at."""
+        self._steps: list[JSON] = []
+        self._signals = Signals(steps=self._steps, kl_target=kl_target, section=section, objectives=objectives)
+        self._told: set[str] = set()
+        for metrics in steps:
+            self.look(metrics)
+
+    def look(self, metrics: JSON) -> list[str]:
+        """What the metrics of the next step show for the first time."""
+        self._steps.append(metrics)
+        found = [("KL", finding.message) for finding in kl_out_of_reach(self._signals)]
+        for name in _silent(metrics, self._signals.objectives):
+            said = "is the same for all answers that are compared: whatever it weighs, nothing is learned about it now"
+            found.append((f"objective {name}", f"{name} {said}. {_SILENT_REMEDY}"))
+        new = [message for what, message in found if what not in self._told]
+        self._told |= {what for what, _ in found}
+        return new
+
+
+def kl_out_of_reach(signals: Signals) -> Iterator[Finding]:
+    """A KL that stays on one side of its target and comes no closer, although its coefficient has gone far, or to its end."""
+    target, key = signals.kl_target, f"{signals.section}.kl"
+    if target is None:
+        return
+    rows = _off_target(signals.steps, target)
+    if len(rows) < REACH_STEPS:
+        return
+    kls = [float(row["learn/kl"]) for row in rows]
+    before, now = (sum(part) / len(part) for part in (kls[-REACH_STEPS : -REACH_STEPS // 2], kls[-REACH_STEPS // 2 :]))
+    if abs(now - target) < (1 - MIN_APPROACH) * abs(before - target):
+        return
+    first, last = (float(row.get("learn/kl_coefficient") or 0) for row in (rows[0], rows[-1]))
+    moved = first > 0 and last > 0 and abs(math.log(last / first)) >= math.log(REACH_FACTOR)
+    at_end = any((rows[-1].get(f"learn/kl_stuck_{end}") or 0) >= REACH_STEPS for end in ("high", "low"))
+    above = now > target
+    if not (moved or at_end or min(kls[-REACH_STEPS:]) > FAR_ABOVE * target):
+        return
+    remedy = (
+        f"lower learner.lr, raise {key}.target, or start from a higher {key}.coefficient"
+        if above
+        else f"the reward does not draw the policy so far: lower {key}.target, or raise learner.lr or steps"
+    )
+    yield Finding(
+        "warning",
+        f"{key}.target is {target:g} nats per answer and out of reach: KL is {now:.3g}, {'above' if above else 'below'} it for "
+        f"{len(rows)} steps and no closer than before, while the coefficient went from {first:.3g} to {last:.3g}: {remedy}",
+    )
+
+
 def kl_off_target(signals: Signals) -> Iterator[Finding]:
-    """A KL that its controller has not brought to the target by the last quarter of the steps."""
-    kls, target = _late(signals, "learn/kl"), signals.kl_target
-    if target is None or not kls:
+    """A KL that its controller has not brought to the target by the last quarter of the steps, but might have."""
+    kls, target, key = _late(signals, "learn/kl"), signals.kl_target, f"{signals.section}.kl"
+    if target is None or not kls or any(kl_out_of_reach(signals)):
         return
     kl = sum(kls) / len(kls)
     if abs(kl / target - 1) > MAX_KL_MISS:
         yield Finding(
             "warning",
-            f"KL ended at {kl:.3g} nats per answer, the target is {target:g}: more steps, a shorter kl.horizon or another "
-            "kl.coefficient",
+            f"KL ended at {kl:.3g} nats per answer, the target is {target:g} ({key}.target): give more steps, a shorter "
+            f"{key}.horizon, another {key}.coefficient to start from, or a target nearer to what was reached",
         )
 
 
 def objectives_without_a_say(signals: Signals) -> Iterator[Finding]:
     """Rewards that are the same for all answers that are compared, in the last quarter of the steps."""
-    constant = _late(signals, "learn/constant_objectives")
-    if any(constant):
-        yield Finding(
-            "warning",
-            f"in {sum(count > 0 for count in constant)} of the last {len(constant)} steps an objective was the same for all "
-            "answers that are compared, up to "
-            f"{max(constant):g} objectives at once: whatever it weighs, nothing was learned about it. Look at its rule or reward "
-            "model, and ask for more answers per step (prompts_per_step, samples)",
-        )
+    last = _last(signals)
+    for name in signals.objectives:
+        count = sum(name in _silent(row, signals.objectives) for row in last)
+        if count:
+            yield Finding(
+                "warning",
+                f"in {count} of the last {len(last)} steps {name} was the same for all answers that are compared: whatever it "
+                f"weighs, nothing was learned about it. {_SILENT_REMEDY}",
+            )
 
 
 def groups_that_teach_nothing(signals: Signals) -> Iterator[Finding]:
@@ -252,16 +321,38 @@ RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     direction_collapse,
     same_words,
     shrinking_front,
+    kl_out_of_reach,
     kl_off_target,
     objectives_without_a_say,
     groups_that_teach_nothing,
 )
 
 
+def _last(signals: Signals) -> Sequence[JSON]:
+    """The last quarter of the steps, at least the last one."""
+    return signals.steps[-max(1, len(signals.steps) // 4) :]
+
+
 def _late(signals: Signals, name: str) -> list[float]:
-    """A metric in the last quarter of the steps, at least in the last one; what is no number is left out."""
-    last = signals.steps[-max(1, len(signals.steps) // 4) :]
-    return [float(row[name]) for row in last if row.get(name) is not None and math.isfinite(row[name])]
+    """A metric in the last quarter of the steps; what is no number is left out."""
+    return [float(row[name]) for row in _last(signals) if row.get(name) is not None and math.isfinite(row[name])]
+
+
+def _silent(row: JSON, objectives: Sequence[str]) -> list[str]:
+    """Objectives without a say in a step: `learning.credit`."""
+    return [name for k, name in enumerate(objectives) if row.get(f"learn/constant_objectives/{k}")]
+
+
+def _off_target(steps: Sequence[JSON], target: float) -> Sequence[JSON]:
+    """The last steps, as long as KL was off its target all the time, and on one side of it."""
+    count, side = 0, 0.0
+    for row in reversed(steps):
+        kl = row.get("learn/kl")
+        miss = math.nan if kl is None else kl / target - 1
+        if not abs(miss) > MAX_KL_MISS or miss * side < 0:
+            break
+        count, side = count + 1, miss
+    return steps[len(steps) - count :]
 
 
 def _all(signals: Signals) -> list[JSON]:

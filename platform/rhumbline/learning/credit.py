@@ -125,7 +125,7 @@ def _ppo(
     metrics = _score_metrics(scores_N) | {
         "learn/advantage_std": _std(advantages_R),
         "learn/value_explained": _explained(measured.values_R, returns_R),
-        "learn/constant_objectives": _constant_objectives(batch, [0] * len(batch)),
+        **_constant_objectives(batch, [0] * len(batch)),
     }
     if settings.whiten:
         advantages_R = whiten(advantages_R, moments(advantages_R))
@@ -160,7 +160,7 @@ def _grpo(
         "learn/advantage_std": _std(advantages_N.repeat_interleave(counts)),
         "learn/groups": float(len(set(numbers))),
         "learn/constant_groups": float(len(set(numbers) - heard)),  # that teach nothing
-        "learn/constant_objectives": _constant_objectives(batch, numbers),
+        **_constant_objectives(batch, numbers),
     }
     if settings.whiten:
         advantages_N = whiten(advantages_N, moments(advantages_N))
@@ -196,10 +196,14 @@ def _explained(values_R: torch.Tensor, returns_R: torch.Tensor) -> float:
     return 1 - _std(returns_R - values_R) ** 2 / variance if variance > 0 else 0.0
 
 
-def _constant_objectives(batch: Sequence[Trajectory], numbers: Sequence[int]) -> float:
-    """Objectives that are the same throughout every group: they have no say in this step, whatever they weigh."""
+def _constant_objectives(batch: Sequence[Trajectory], numbers: Sequence[int]) -> dict[str, float]:
+    """Objectives that are the same throughout every group: they have no say in this step, whatever they weigh.
+
+    How many, and `learn/constant_objectives/k`: 1 where objective k is one of them, else 0.
+    """
     rewards_NK, numbers_N = np.array([one.rewards for one in batch]), np.array(numbers)
     same_K = np.ones(rewards_NK.shape[1], dtype=bool)
     for number in set(numbers):
         same_K &= np.ptp(rewards_NK[numbers_N == number], axis=0) == 0
-    return float(same_K.sum())
+    name = "learn/constant_objectives"
+    return {name: float(same_K.sum())} | {f"{name}/{k}": float(same) for k, same in enumerate(same_K)}

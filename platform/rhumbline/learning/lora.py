@@ -26,13 +26,14 @@ from rhumbline.learning.policy import load_adapter
 def attach(policy: Any, lora: config.Lora, adapter_dir: str | Path | None = None, task_type: str = "CAUSAL_LM") -> Any:
     """`policy` as a `PeftModel` whose adapter alone is trained, in fp32. A new adapter changes nothing yet (B = 0).
 
-    `adapter_dir`: go on with that adapter, at its own rank, scale and targets. `task_type` is peft's: under SEQ_CLS the
-    classification head is trained and saved with the adapter.
+    `adapter_dir`: go on with that adapter, at its own rank, scale and targets, with `lora`'s dropout. `task_type` is peft's:
+    under SEQ_CLS the classification head is trained and saved with the adapter.
     """
     from peft import LoraConfig, get_peft_model
 
     if adapter_dir is not None:
         model = load_adapter(policy, adapter_dir, trainable=True)
+        _drop(model, lora.dropout)
     else:
         settings = LoraConfig(
             r=lora.r,
@@ -46,6 +47,16 @@ def attach(policy: Any, lora: config.Lora, adapter_dir: str | Path | None = None
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _drop(model: Any, share: float) -> None:
+    """Dropout is of a training, not of the weights: the one that an adapter was saved with goes."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, settings in model.peft_config.items():
+        settings.lora_dropout = share
+        for layer in (m for m in model.modules() if isinstance(m, LoraLayer) and name in m.lora_dropout):
+            layer.lora_dropout[name] = nn.Dropout(share) if share > 0 else nn.Identity()
 
 
 def fuse(model: Any) -> int:

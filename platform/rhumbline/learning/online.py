@@ -89,6 +89,7 @@ class OnlineLearner:
         self.reference = reference_of(
             self.policy, learner, policy_dir, adapter_dir, reference_dir, trust_remote_code, stack
         )
+        self.other_reference = reference_dir is not None  # than the policy as it starts
         model, optimizer = self.policy, adamw(self.policy, learner.lr, learner.betas, learner.weight_decay)
         if isinstance(settings, config.Ppo):
             model = value.PolicyWithValue(self.policy)
@@ -124,7 +125,8 @@ class OnlineLearner:
         self.step, self.tokens = step, self.tokens + tokens
         ratio_max, seconds = self._largest([metrics["learn/ratio_max"], time.perf_counter() - began])
         return metrics | {
-            "learn/kl": kl,  # nats per answer, of the policy before the update; what the controller reads
+            # Nats per answer, of the policy before the update; what the controller reads wherever the KL is charged.
+            "learn/kl": kl,
             "learn/kl_coefficient": beta,
             "learn/kl_stuck_high": float(self.coefficient.stuck_high),
             "learn/kl_stuck_low": float(self.coefficient.stuck_low),
@@ -138,12 +140,23 @@ class OnlineLearner:
 
     def probe(self, encoded: Sequence[Encoded]) -> list[list[float]]:
         """Log-probabilities of the learned tokens of each sample under the weights as they are, in their own precision."""
+        return self._told(encoded, None)
+
+    def probe_start(self, encoded: Sequence[Encoded]) -> list[list[float]] | None:
+        """The same under the weights that training started from. None: what there is to ask are others, or rounded otherwise."""
+        if self.other_reference:
+            return None
+        with self.reference as copy:
+            return None if copy is not None and copy.dtype != self.policy.dtype else self._told(encoded, copy)
+
+    def _told(self, encoded: Sequence[Encoded], copy: Any) -> list[list[float]]:
         asked = [i for i, one in enumerate(encoded) if one.num_learned > 0]
         out: list[list[float]] = [[] for _ in encoded]
         with torch.no_grad():
             for group in bins([len(encoded[i]) for i in asked], self.learner.micro_batch_tokens):
                 packed = pack([encoded[asked[j]] for j in group], self.policy.device)
-                logp_R = chosen_logprobs(self._forward(packed)[0], packed.targets).cpu()
+                logits_RV = self._forward(packed)[0] if copy is None else learned_logits(copy, packed)
+                logp_R = chosen_logprobs(logits_RV, packed.targets).cpu()
                 for j, row in zip(group, torch.split(logp_R, list(packed.counts)), strict=True):
                     out[asked[j]] = row.tolist()
         return out
@@ -220,19 +233,23 @@ class OnlineLearner:
             losses.append(loss)
             norms.append(norm)
         summed = self._summed(sums)
-        mass = summed["weight_sum"]
-        metrics = {
+        mass, policy_loss = summed["weight_sum"], summed["loss"] / len(order)
+        terms: dict[str, float] = {}  # that are added to the policy's, each before its coefficient
+        if self.settings.kl.place == "loss":
+            terms["learn/kl_loss"] = summed["kl_loss"] / len(order)
+            if beta != 0:  # 0 times infinity would be NaN
+                policy_loss -= beta * terms["learn/kl_loss"]
+        if isinstance(self.settings, config.Ppo):
+            terms["learn/value_loss"] = summed["value_loss"] / len(order)
+        return terms | {
             "learn/loss": sum(losses) / len(order),
-            "learn/policy_loss": summed["loss"] / len(order),
+            "learn/policy_loss": policy_loss,
             "learn/clip_fraction": sum(summed[f"clipped_{kind}_sum"] for kind in ("low", "high", "dual")) / mass,
             "learn/update_kl": summed["old_kl_sum"] / mass,  # per token: how far the update has gone, on average
             "learn/ratio_max": ratio_max,
             "learn/grad_norm": sum(norms) / len(order),
             "learn/lr": lr,
         }
-        if isinstance(self.settings, config.Ppo):
-            metrics["learn/value_loss"] = summed["value_loss"] / len(order)
-        return metrics
 
     def _accumulate(
         self, batch: Sequence[Trajectory], indices: Sequence[int], credited: Credited, beta: float, sums: Counter[str]
@@ -256,6 +273,8 @@ class OnlineLearner:
                 logp_R, known.old_logp_R, known.advantages_R, weights_R, mass, **self._options(known, beta)
             )
             sums.update(told)
+            if settings.kl.place == "loss":
+                sums.update({"kl_loss": told["kl_sum"] / mass})
             if isinstance(settings, config.Ppo):
                 assert values_R is not None
                 of_values, told = value_loss(

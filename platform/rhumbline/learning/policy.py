@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from rhumbline.data.chat import prepare
-from rhumbline.errors import ConfigError, TrainingError
+from rhumbline.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -181,7 +181,7 @@ def merge_adapter(
     """Write `policy_dir` with its LoRA merged in: W + scale * B A per weight, summed in fp32, stored in bf16.
 
     Merging is done in the space of W: averaging or adding A and B themselves is wrong, and rank-stabilised scaling and
-    DoRA are peft's business. Raises TrainingError where the adapter does not fit the policy.
+    DoRA are peft's business. Raises ConfigError where the adapter does not fit the policy.
     """
     model = load_policy(policy_dir, torch.float32, trust_remote_code, device="cpu")
     merged = load_adapter(model, adapter_dir).merge_and_unload()
@@ -189,7 +189,7 @@ def merge_adapter(
 
 
 def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: bool = False) -> Any:
-    """`model` wrapped as a `PeftModel` with the adapter of a folder. Raises TrainingError where it does not fit.
+    """`model` wrapped as a `PeftModel` with the adapter of a folder. Raises ConfigError where it does not fit.
 
     It fits where its tensors are those that peft looks for, none more and none less, and where it stems from this very base, if
     it says which one that was: those that `save_adapter` wrote do.
@@ -198,16 +198,16 @@ def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: boo
 
     file = Path(adapter_dir) / _ADAPTER
     if not file.is_file():
-        raise TrainingError(f"{adapter_dir} holds no {_ADAPTER}: expected a LoRA that peft has saved")
+        raise ConfigError(f"{adapter_dir} holds no {_ADAPTER}: expected a LoRA that peft has saved")
     misfit = f"the adapter in {adapter_dir} does not fit the policy {model.name_or_path}"
     try:
         with safe_open(file, framework="pt", device="cpu") as stored:
             held, told = set(stored.keys()), (stored.metadata() or {}).get(_BASE)
     except (OSError, SafetensorError) as e:
-        raise TrainingError(f"{file} cannot be read: {e}") from e
+        raise ConfigError(f"{file} cannot be read: {e}") from e
     base = _fingerprint_of(model)
     if told is not None and base is not None and told != base:
-        raise TrainingError(
+        raise ConfigError(
             f"{misfit}: it was trained on another base, {told[:12]}, and this one is {base[:12]} (fingerprints of the weights). "
             "Give the policy that it was trained on"
         )
@@ -217,7 +217,7 @@ def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: boo
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
             adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as e:
-        raise TrainingError(f"{misfit}: {e}") from e
+        raise ConfigError(f"{misfit}: {e}") from e
     # peft leaves out in silence what it has no place for. Embeddings that it has saved along are the model's own tensors.
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     unexpected = sorted(key for key in held - wanted if key.removeprefix("base_model.model.") not in known)
@@ -228,7 +228,7 @@ def load_adapter(model: PreTrainedModel, adapter_dir: str | Path, trainable: boo
             for how, keys in (("are missing", missing), ("have no place", unexpected))
             if keys
         ]
-        raise TrainingError(f"{misfit}: {'; '.join(said)}")
+        raise ConfigError(f"{misfit}: {'; '.join(said)}")
     return adapted
 
 

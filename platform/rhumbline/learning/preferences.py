@@ -43,7 +43,7 @@ from rhumbline.learning.optim import adamw
 from rhumbline.learning.packing import Order, bins, packed_attention
 from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads
 from rhumbline.learning.units import JudgedUnit, PairUnit, Units, encode_samples
-from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES
+from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES, options
 from rhumbline.losses.dpo import dpo, modpo
 from rhumbline.losses.kto import RewardShift, kl_reference_point, mismatched_sums
 from rhumbline.records import Judged, Pair
@@ -63,7 +63,6 @@ def fit_preferences(
     out_dir: str | Path,
     seed: int,
     objectives: Sequence[str] = (),
-    weights: Sequence[float] = (),
     adapter_dir: str | Path | None = None,
     reference_dir: str | Path | None = None,
     rank: int = 0,
@@ -74,10 +73,9 @@ def fit_preferences(
 ) -> TrainResult:
     """Train `policy_dir` on `samples`; every worker calls it with the same ones. Rank 0 writes `out_dir`.
 
-    objectives: (K,) names in recipe order, for modpo, which finds `loss.learned` among them. weights: (K,) for modpo's pairs
-    without a direction. adapter_dir: a LoRA of `policy_dir` to go on with (merged first when full weights are trained).
-    reference_dir: full weights of another reference than the policy that training starts from. resume_from: a folder that
-    `report` was given.
+    objectives: (K,) names in recipe order, for modpo, which finds `loss.learned` among them. adapter_dir: a LoRA of `policy_dir`
+    to go on with (merged first when full weights are trained). reference_dir: full weights of another reference than the policy
+    that training starts from. resume_from: a folder that `report` was given.
 
     `report` is called on every worker after every step. Beside the figures of every training it gets means over the step by
     the samples' weights: learn/accuracy, learn/margin, and of pairs learn/chosen_reward, learn/rejected_reward,
@@ -90,7 +88,7 @@ def fit_preferences(
     set_threads(learner.threads)
     world = World(rank, world_size)
     tokenizer = load_tokenizer(policy_dir, trust_remote_code)
-    units, dropped = encode_samples(samples, tokenizer, learner.max_length, loss, objectives, weights, seed)
+    units, dropped = encode_samples(samples, tokenizer, learner.max_length, loss, objectives, seed)
     if loss.kind in UNPAIRED_LOSSES:
         loss = balanced(loss, cast("Sequence[JudgedUnit]", units))
     known = {sample.id: sample for sample in samples}
@@ -98,6 +96,7 @@ def fit_preferences(
     with ExitStack() as stack:
         model = start(learner, policy_dir, adapter_dir, seed, trust_remote_code, stack)
         engine = make_engine(learner, model, adamw(model, learner.lr, learner.betas, learner.weight_decay), world)
+        engine.model.eval()  # with dropout the policy would differ from its reference before anything is learned
         # Before `complete`, which puts trained weights into the engine where it resumes.
         accumulate = _against_reference(
             engine, units, order, learner, loss, objectives, world, reference_dir, trust_remote_code
@@ -169,7 +168,7 @@ def _pairing(
     loss: config.PreferenceLoss,
     world: World,
 ) -> Accumulate:
-    options: dict[str, Any] = {"label_smoothing": loss.label_smoothing} if loss.label_smoothing > 0 else {}
+    said = options(loss)
     learned = objectives.index(loss.learned) if loss.kind == "modpo" and loss.learned is not None else 0
 
     def part(
@@ -179,8 +178,7 @@ def _pairing(
         tokens_NS = torch.tensor([[side.num_learned for side in units[i].sides] for i in places], device=device)
         columns: list[Any] = [tensor[:, side] for tensor in (policy_NS, reference_NS, tokens_NS) for side in (0, 1)]
         if loss.kind != "modpo":
-            pairs_loss = PAIRED_LOSSES[loss.kind]
-            return pairs_loss(*columns, denominator, beta=loss.beta, weights_P=weights_N, **options)
+            return PAIRED_LOSSES[loss.kind](*columns, denominator, weights_P=weights_N, **said)
         # Each direction has a beta of its own: the parts' losses, over one denominator, add up.
         total, sums = policy_NS.new_zeros(()), dict[str, float]()
         for direction in dict.fromkeys(units[i].direction for i in places):
@@ -188,7 +186,7 @@ def _pairing(
             gaps_PK = torch.tensor([units[places[row]].gaps for row in rows], dtype=torch.float64, device=device)
             beta, margin_P = modpo(gaps_PK, direction, learned, loss.beta)
             own = {
-                **options,
+                **said,
                 "beta": beta,
                 "margin_P": margin_P,
                 "weights_P": weights_N[rows],
@@ -218,6 +216,8 @@ def _judging(
     loss: config.PreferenceLoss,
     world: World,
 ) -> Accumulate:
+    said = options(loss)
+
     def accumulate(places: Sequence[int], carried: Mapping[str, Any]) -> Gradients:
         shift = RewardShift(**carried)
         if mismatched_NS is None:
@@ -239,10 +239,8 @@ def _judging(
                 torch.tensor([units[i].desirable for i in places], device=policy_NS.device),
                 denominator,
                 reference_point=point,
-                beta=loss.beta,
-                desirable_weight=1.0 if loss.desirable_weight is None else loss.desirable_weight,
-                undesirable_weight=1.0 if loss.undesirable_weight is None else loss.undesirable_weight,
                 weights_N=weights_N,
+                **said,
             )
 
         sums, tokens = _accumulate(engine, units, places, reference_NS, part, learner.micro_batch_tokens, world)
@@ -322,17 +320,15 @@ def _refer(
 def _sequences(
     engine: Engine, model: Any, rows: Sequence[tuple[Encoded, ...]], max_tokens: int, world: World
 ) -> torch.Tensor:
-    """(N, S) log-probabilities of a step's rows without a gradient or dropout, each by one worker; all of them get the whole."""
-    device, training = _device(engine), model.training
+    """(N, S) log-probabilities of a step's rows without a gradient, each by one worker; all of them get the whole."""
+    device = _device(engine)
     out_NS = torch.zeros(len(rows), len(rows[0]), dtype=torch.float64, device=device)
     mine, _ = _parts(rows, max_tokens, world)
-    model.eval()
     for group in mine:
         with engine.autocast():
             said_NS = _said(model, [rows[j] for j in group or [0]], device)
         if group:
             out_NS[group] = said_NS
-    model.train(training)
     return _over_workers(out_NS, world).cpu()
 
 

@@ -19,6 +19,7 @@ import json
 import math
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,9 +31,11 @@ from safetensors.torch import save_file
 
 from rhumbline import durable
 from rhumbline.errors import DirectionError, TrainingError, did_you_mean
-from rhumbline.learning.policy import load_tokenizer, merge_adapter, resolve
+from rhumbline.learning.policy import load_adapter, load_tokenizer, merge_adapter, resolve
 
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+# What config.json says of the function around the weights that no tensor's name or shape does.
+_AROUND = ("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "rope_parameters")
 _ZERO = 1e-9  # a component of a unit vector below this is rounding, such as cos(90 degrees)
 
 
@@ -87,6 +90,8 @@ def interpolate(
             name: _full(base, Path(folder), work / "merged" / str(k), trust_remote_code)
             for k, (name, folder) in enumerate(policy_dirs.items())
         }
+        for name, folder in merged.items():
+            _same_function(base, folder, name, trust_remote_code)
         soup = work / "soup"
         soup.mkdir()
         _write_weights(base, merged, weights, soup, trust_remote_code)
@@ -96,6 +101,37 @@ def interpolate(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def check_policy(base_dir: str | Path, name: str, folder: Path, trust_remote_code: bool = False) -> None:
+    """Whether the policy of an objective can stem from the base, within seconds at any size: before hours go into the others.
+
+    An adapter: by the fingerprint of its base, its tensors and their shapes. Full weights: by the configuration, all names and
+    shapes, and the values of the smallest matrix; `interpolate` looks at all of them. Raises TrainingError or ConfigError.
+    """
+    base = resolve(base_dir)
+    if _is_adapter(folder):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # no weights are needed
+            load_adapter(_empty(base, trust_remote_code), folder)
+        return
+    policy = resolve(folder)
+    _same_function(base, policy, name, trust_remote_code)
+    with _tensors(base, trust_remote_code) as of_base, _tensors(policy, trust_remote_code) as of_policy:
+        _same_names(of_base, of_policy, name, policy)
+        shapes = {key: _shape(of_base, key) for key in of_base}
+        for key, shape in shapes.items():
+            if (found := _shape(of_policy, key)) != shape:
+                raise _other_shape(_whose(name, policy), key, found, shape)
+        matrices = [key for key, shape in shapes.items() if len(shape) > 1]
+        if matrices:
+            _mix(
+                min(matrices, key=lambda key: math.prod(shapes[key])),
+                of_base,
+                {name: of_policy},
+                {name: policy},
+                {name: 1.0},
+            )
 
 
 def _check_weights(policy_dirs: Mapping[str, Path], weights: Mapping[str, float]) -> None:
@@ -112,9 +148,13 @@ def _check_weights(policy_dirs: Mapping[str, Path], weights: Mapping[str, float]
 
 def _full(base: Path, folder: Path, merged: Path, trust_remote_code: bool) -> Path:
     """A folder of full weights: `folder` itself, or the base with the LoRA in it merged."""
-    if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
+    if _is_adapter(folder):
         return merge_adapter(base, folder, merged, trust_remote_code=trust_remote_code)
     return resolve(folder)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -170,23 +210,55 @@ def _tensors(folder: Path, trust_remote_code: bool) -> Iterator[Tensors]:
 
 def _tied_head(folder: Path, trust_remote_code: bool) -> str | None:
     """The name of the output layer's weight where it is the embedding's; None where it is a weight of its own."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if not settings.tie_word_embeddings:
+    model = _empty(folder, trust_remote_code)
+    if not model.config.tie_word_embeddings:
         return None
-    auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):  # its shape alone, no memory
-        model = auto.from_config(settings, trust_remote_code=trust_remote_code)
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     return f"{head}.weight"
+
+
+def _empty(folder: Path, trust_remote_code: bool) -> Any:
+    """The model of a folder, its shape alone: it takes no memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return auto.from_config(settings, trust_remote_code=trust_remote_code)
+
+
+def _same_function(base: Path, policy: Path, name: str, trust_remote_code: bool) -> None:
+    """A soup has the base's configuration: a policy that computes something else with its weights cannot be mixed."""
+    from transformers import AutoConfig
+
+    ours, theirs = (AutoConfig.from_pretrained(f, trust_remote_code=trust_remote_code) for f in (base, policy))
+    for key in _AROUND:
+        here, there = getattr(ours, key, None), getattr(theirs, key, None)
+        if here != there:
+            raise TrainingError(
+                f"{_whose(name, policy)} does not stem from this base: its config.json has {key} {there!r}, the base's {here!r}"
+            )
+
+
+def _whose(name: str, folder: Path) -> str:
+    return f"the policy of {name!r} ({folder})"
+
+
+def _shape(tensors: Tensors, key: str) -> tuple[int, ...]:
+    return tuple(tensors[key][1].get_slice(key).get_shape())
+
+
+def _other_shape(where: str, key: str, found: Sequence[int], expected: Sequence[int]) -> TrainingError:
+    return TrainingError(
+        f"{where} does not stem from this base: {key} has shape {tuple(found)}, expected {tuple(expected)}"
+    )
 
 
 def _same_names(base: Tensors, policy: Tensors, name: str, folder: Path) -> None:
     for key in sorted(base.keys() ^ policy.keys()):
         has, lacks = ("the base", "it") if key in base else ("it", "the base")
         raise TrainingError(
-            f"the policy of {name!r} ({folder}) does not stem from this base: {has} has the tensor {key}, {lacks} does not"
+            f"{_whose(name, folder)} does not stem from this base: {has} has the tensor {key}, {lacks} does not"
         )
 
 
@@ -206,11 +278,9 @@ def _mix(
     out = W.clone()
     for name, tensors in policies.items():
         theirs = tensors[key][1].get_tensor(key)
-        where = f"the policy of {name!r} ({folders[name]})"
+        where = _whose(name, folders[name])
         if theirs.shape != W.shape:
-            raise TrainingError(
-                f"{where} does not stem from this base: {key} has shape {tuple(theirs.shape)}, expected {tuple(W.shape)}"
-            )
+            raise _other_shape(where, key, theirs.shape, W.shape)
         delta = _finite(theirs.float(), key, where) - W
         # Training moves a matrix by a small part of its length; two that were drawn apart differ by 1.4 times it.
         if W.ndim > 1 and delta.norm() > W.norm():

@@ -32,7 +32,7 @@ from rhumbline.learning.packing import Order, bins, learned_logits, pack, packed
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
 from rhumbline.learning.units import Dropped
 from rhumbline.losses.distill import distill
-from rhumbline.losses.sft import Reduction, sft, token_weights
+from rhumbline.losses.sft import sft, token_weights
 from rhumbline.records import Example
 
 
@@ -59,7 +59,6 @@ def fit(
     world_size: int = 1,
     resume_from: str | Path | None = None,
     report: Report | None = None,
-    reduction: Reduction = "token",
     trust_remote_code: bool = False,
 ) -> TrainResult:
     """Train `policy_dir` on `examples`; every worker calls it with the same ones. Rank 0 writes `out_dir`.
@@ -88,7 +87,7 @@ def fit(
 
         def accumulate(places: Sequence[int], carried: Mapping[str, Any]) -> Gradients:  # noqa: ARG001  it carries nothing
             batch = [samples[i] for i in places]
-            loss = _accumulate(engine, teacher, batch, learner.micro_batch_tokens, reduction, world)
+            loss = _accumulate(engine, teacher, batch, learner.micro_batch_tokens, world)
             return Gradients(loss=loss, tokens=sum(len(s.student) for s in batch))
 
         return complete(
@@ -104,7 +103,7 @@ def fit(
             seed=seed,
             world=world,
             out=Path(out_dir),
-            identity=_identity(learner, samples, seed, reduction),
+            identity=_identity(learner, samples, seed),
             resume_from=resume_from,
             report=report,
             trust_remote_code=trust_remote_code,
@@ -133,13 +132,11 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, max_length: int
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
-def _accumulate(
-    engine: Engine, teacher: Any, batch: Sequence[Sample], max_tokens: int, reduction: Reduction, world: World
-) -> float:
+def _accumulate(engine: Engine, teacher: Any, batch: Sequence[Sample], max_tokens: int, world: World) -> float:
     """Gradients of this worker's share of a step; returns the loss of the whole step, over all workers."""
     device = next(engine.model.parameters()).device
     counts, weights = [s.student.num_learned for s in batch], [s.weight for s in batch]
-    _, mass = token_weights(counts, weights, reduction)
+    _, mass = token_weights(counts, weights)
     denominator = mass if mass > 0 else 1.0  # every sample of the step may weigh nothing
     groups: list[list[int]] = []
     for taught in (False, True):
@@ -151,7 +148,7 @@ def _accumulate(
         chosen = [batch[i] for i in group or [0]]
         packed = pack([s.student for s in chosen], device)
         # An empty group is another worker's doing: this one makes the pass all the same, with nothing in it.
-        spread, _ = token_weights(packed.counts, [s.weight if group else 0.0 for s in chosen], reduction)
+        spread, _ = token_weights(packed.counts, [s.weight if group else 0.0 for s in chosen])
         weights_R = torch.tensor(spread, device=device)
         with engine.autocast():
             teacher_RV = _teach(teacher, chosen, device)
@@ -198,9 +195,9 @@ def _teacher(
     return teacher
 
 
-def _identity(learner: config.Learner, samples: Sequence[Sample], seed: int, reduction: Reduction) -> str:
+def _identity(learner: config.Learner, samples: Sequence[Sample], seed: int) -> str:
     teachers = [None if sample.teacher is None else sample.teacher.token_ids for sample in samples]
     return checkpoints.identity(
-        [learner.model_dump(mode="json", exclude=checkpoints.FREE), seed, reduction],
+        [learner.model_dump(mode="json", exclude=checkpoints.FREE), seed],
         (repr((s.student.token_ids, t, s.weight)) for s, t in zip(samples, teachers, strict=True)),
     )

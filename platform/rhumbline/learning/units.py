@@ -18,7 +18,7 @@ import numpy as np
 
 from rhumbline import config
 from rhumbline.data.chat import Encoded, encode
-from rhumbline.errors import ConfigError, DataError, TrainingError
+from rhumbline.errors import ConfigError, DataError
 from rhumbline.losses import UNPAIRED_LOSSES
 from rhumbline.queries import derive_seed
 from rhumbline.records import Judged, Pair
@@ -67,14 +67,12 @@ def encode_samples(
     max_length: int,
     loss: config.PreferenceLoss,
     objectives: Sequence[str] = (),
-    weights: Sequence[float] = (),
     seed: int = 0,
 ) -> tuple[Units, Dropped]:
-    """Samples as `loss` wants them. objectives: (K,) names for modpo. weights: (K,) for modpo's pairs without a direction. seed:
-    of kto's answers to other prompts.
+    """Samples as `loss` wants them. objectives: (K,) names for modpo. seed: of kto's answers to other prompts.
 
-    Raises DataError for samples that the loss cannot learn from, ConfigError where modpo does not know whose pairs they are,
-    TrainingError where nothing is left.
+    Raises DataError for samples that the loss cannot learn from, and where nothing is left; ConfigError where modpo does not know
+    whose pairs they are.
     """
     wanted = Judged if loss.kind in UNPAIRED_LOSSES else Pair
     if not all(isinstance(sample, wanted) for sample in samples):
@@ -85,14 +83,15 @@ def encode_samples(
         units, dropped = encode_judged(judged, tokenizer, max_length, mismatched_seed=mismatched_seed)
     else:
         pairs, joint = cast("Sequence[Pair]", samples), loss.kind == "jpo"
-        units, dropped = encode_pairs(pairs, tokenizer, max_length, joint=joint, weights=weights)
+        units, dropped = encode_pairs(pairs, tokenizer, max_length, joint=joint)
         if loss.kind == "modpo":
             check_modpo(units, loss.learned, objectives)
     if not units:
-        raise TrainingError(
-            f"nothing to learn from: of {len(samples)} {'judged answers' if wanted is Judged else 'pairs'} "
-            f"{dropped.too_long} are longer than {max_length} tokens (learner.max_length), {dropped.empty} have no token to "
-            f"learn and {dropped.equal} have two equal answers"
+        what = "judged answers" if wanted is Judged else "pairs"
+        raise DataError(
+            f"nothing to learn from: of {len(samples)} {what} {dropped.too_long} are longer than {max_length} tokens "
+            f"(learner.max_length), {dropped.empty} have no token to learn and {dropped.equal} have two equal answers. Raise "
+            f"learner.max_length, or give other {what}"
         )
     return units, dropped
 
@@ -103,10 +102,8 @@ def encode_pairs(
     max_length: int,
     *,
     joint: bool = False,
-    weights: Sequence[float] = (),
 ) -> tuple[list[PairUnit], Dropped]:
-    """Pairs as tokens. `joint`: the prompt's tokens are learned too, all but the first (jpo). `weights`: (K,) of pairs without a
-    direction.
+    """Pairs as tokens. `joint`: the prompt's tokens are learned too, all but the first (jpo).
 
     Raises DataError for a weight that is none, and for answers to two prompts where these are not learned.
     """
@@ -129,7 +126,7 @@ def encode_pairs(
             too_long += 1
         else:
             sides = (_joint(chosen), _joint(rejected)) if joint else (chosen, rejected)
-            direction = tuple(weights) if pair.direction is None else pair.direction
+            direction = pair.direction or ()
             units.append(PairUnit(id=pair.id, sides=sides, weight=pair.weight, gaps=pair.gaps, direction=direction))
     return units, Dropped(too_long=too_long, empty=empty, equal=equal)
 

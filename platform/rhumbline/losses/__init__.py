@@ -1,25 +1,24 @@
 """Losses: pure functions of tensors that return (loss, metrics). To add one: a file, and a line here.
 
-Those that share an interface are in a dict, by the name that a recipe gives them. The losses of reward models,
-`regression`, `preference` and `comparison`, have one each.
+What a recipe chooses by name is in a dict here, with the others of its interface: losses of preferences (`loss.kind`) and
+of absolute reward models, advantages of groups, estimators and controllers of the KL. What a job always learns by is
+imported from its own module: `sft`, `distill`, `ppo`, `grpo`. The losses of reward models, `regression`, `preference` and
+`comparison`, have an interface each.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rhumbline.errors import ConfigError, did_you_mean
 from rhumbline.losses.absolute import mse_with_penalty, sigmoid_bce, sigmoid_mse
 from rhumbline.losses.advantages import centred, leave_one_out, standardised
 from rhumbline.losses.control import adaptive, fixed
-from rhumbline.losses.distill import distill
 from rhumbline.losses.dpo import dpo, ipo
-from rhumbline.losses.grpo import grpo
 from rhumbline.losses.kl import Estimator, k1, k2, k3, k3_k2
 from rhumbline.losses.kto import bco, kto
-from rhumbline.losses.ppo import ppo
-from rhumbline.losses.sft import sft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
     from rhumbline.config import PreferenceLoss, Update
     from rhumbline.losses.control import Coefficient
 
-LOSSES = {"sft": sft, "distill": distill}  # (logits_RV, targets_R or teacher_RV, weights_R, denominator)
 KL_ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3, "k3_k2": k3_k2}  # (logp, reference_logp)
-# (logp_R, old_logp_R, advantages_R, weights_R, denominator)
-POLICY_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"ppo": ppo, "grpo": grpo}
 # (rewards_N, groups_N)
 GROUP_ADVANTAGES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
     "standardised": standardised,
@@ -46,21 +42,47 @@ ABSOLUTE_FORMS: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
     "sigmoid_bce": sigmoid_bce,
 }
 # (chosen_P, rejected_P, reference_chosen_P, reference_rejected_P, chosen_tokens_P, rejected_tokens_P, denominator,
-#  beta=..., weights_P=None); jpo is dpo, given log-probabilities that are summed over
-# the prompts' tokens too, and modpo is dpo with a margin
+#  weights_P=None), and of the options in a recipe's section `loss` those that it has a parameter for: `options`. jpo is dpo,
+# given log-probabilities that are summed over the prompts' tokens too, and modpo is dpo with a margin
 PAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {
     "dpo": dpo,
     "ipo": ipo,
     "jpo": dpo,
     "modpo": dpo,
 }
-# (policy_N, reference_N, desirable_N, denominator, reference_point=..., beta=..., weights_N=None)
+# (policy_N, reference_N, desirable_N, denominator, reference_point=..., weights_N=None), and options as above
 UNPAIRED_LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"kto": kto, "bco": bco}
 
 
 def check_loss(loss: PreferenceLoss) -> None:
-    """Raises ConfigError for a `loss.kind` that neither pairs nor judged answers are learned by."""
-    _check("loss", loss.kind, "loss.kind", [*PAIRED_LOSSES, *UNPAIRED_LOSSES])
+    """Raises ConfigError for a `loss.kind` that neither pairs nor judged answers are learned by, and for an option that its
+    function has no parameter for.
+    """
+    known = PAIRED_LOSSES | UNPAIRED_LOSSES
+    _check("loss", loss.kind, "loss.kind", known)
+    for key, value in loss.options().items():
+        if _takes(known[loss.kind], key):
+            continue
+        default = type(loss).model_fields[key].default
+        if value != default:
+            others = [kind for kind, function in known.items() if _takes(function, key)]
+            raise ConfigError(
+                f"loss.{key} is {value:g}, and {loss.kind} (loss.kind) takes none: it is for {', '.join(others)}. Leave it out"
+            )
+
+
+def options(loss: PreferenceLoss) -> dict[str, Any]:
+    """What the recipe's section `loss` says to the function of its kind: the options that this has a parameter for, by name.
+
+    One that is None is left to the function's own default.
+    """
+    function = (PAIRED_LOSSES | UNPAIRED_LOSSES)[loss.kind]
+    return {key: value for key, value in loss.options().items() if value is not None and _takes(function, key)}
+
+
+def _takes(function: Callable[..., Any], option: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return option in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def check_update(update: Update, section: str) -> None:

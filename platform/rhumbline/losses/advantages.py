@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 
@@ -58,18 +57,15 @@ def gae(
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
-    truncated_N: torch.Tensor | None = None,
-    next_values_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(advantages_R, returns_R): A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t, returns A + V.
 
     Generalised advantage estimation (Schulman et al., arXiv:1506.02438, equation 16). `values_R` are of the state before
-    each token. What follows the last token is worth 0: the answer is over. Where `truncated_N`, it was cut off by a limit
-    and is worth `next_values_N`, of the state after the last token. Returns are those of the advantages before whitening.
+    each token. What follows the last token is worth 0: the answer is over, also where a limit cut it off, since its score is
+    of what is there. Returns are those of the advantages before whitening.
     """
     same_rows(rewards_R, values_R)
     assert len(values_R) == sum(lengths), f"{len(values_R)} values for {sum(lengths)} tokens"
-    assert (truncated_N is None) == (next_values_N is None), "truncated_N and next_values_N belong together"
     values_R = widen(values_R)
     lengths_N = torch.tensor(lengths, device=values_R.device, dtype=torch.long)
     longest = max(lengths, default=0)
@@ -77,9 +73,6 @@ def gae(
     values_NT, delta_NT = values_R.new_zeros(2, *inside_NT.shape)
     values_NT[inside_NT], delta_NT[inside_NT] = values_R, rewards_R.to(values_R)
     after_NT = torch.nn.functional.pad(values_NT[:, 1:], (0, 1 if longest > 0 else 0))
-    if truncated_N is not None and next_values_N is not None:
-        cut_N = truncated_N & (lengths_N > 0)
-        after_NT[cut_N, lengths_N[cut_N] - 1] = next_values_N[cut_N].to(values_R)
     delta_NT += gamma * after_NT - values_NT  # 0 in the padding, which all three are
     ahead_N = values_R.new_zeros(len(lengths))
     for t in reversed(range(longest)):
@@ -105,21 +98,16 @@ def whiten(values_R: torch.Tensor, step_moments: torch.Tensor, eps: float = 1e-8
 
 
 def standardised(
-    rewards_N: torch.Tensor,
-    groups_N: torch.Tensor,
-    *,
-    denominator: Literal["sample", "population"] = "sample",
-    eps: float = 1e-4,
+    rewards_N: torch.Tensor, groups_N: torch.Tensor, *, eps: float = 1e-4
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """(r - mean) / (std + eps) within each group of n (GRPO, arXiv:2402.03300, section 4.1.2).
 
-    std^2 has the denominator n - 1 ('sample', what implementations take; the paper does not say) or n ('population').
-    Choose eps below the differences of rewards that mean something: what is much smaller counts as equal.
+    std^2 has the denominator n - 1, as in other implementations; the paper does not say. Choose eps below the differences of
+    rewards that mean something: what is much smaller counts as equal.
     """
     deviation_N, place_N, size_G, metrics = _deviations(rewards_N, groups_N)
     squares_G = torch.zeros_like(size_G).index_add(0, place_N, deviation_N.square())
-    freedom_G = size_G if denominator == "population" else (size_G - 1).clamp(min=1)
-    std_G = (squares_G / freedom_G).sqrt()
+    std_G = (squares_G / (size_G - 1).clamp(min=1)).sqrt()
     scale_G = torch.where(std_G > 0, std_G + eps, 1.0)  # eps may be 0
     return (deviation_N / scale_G[place_N]).to(widen(rewards_N).dtype), metrics
 

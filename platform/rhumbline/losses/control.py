@@ -5,8 +5,10 @@
     state.value, state.stuck_high                                       # 0.0200512, 0
     Coefficient(**json.loads(json.dumps(dataclasses.asdict(state))))    # resumes
 
-The KL is that which the reward or the loss is charged with, in the unit of the target, nats per answer or per token, over
-all workers. A controller that reads another KL than the one it steers never settles.
+The KL is over all workers and in the unit of the target, nats per answer or per token. It is of the policy and the reference
+that the coefficient stands between, but need not be the very estimate that is charged: online training reads k1 per answer,
+of the policy before the update (`learning.credit.mean_kl`), also where the loss is charged with another estimator, per token
+and of the policy as it moves. A controller that reads a KL which its coefficient does not move never settles.
 """
 
 from __future__ import annotations

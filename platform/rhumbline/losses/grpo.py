@@ -65,6 +65,10 @@ def grpo(
     `clipping` are the options of `ppo`. The paper differentiates k3; `k3_k2` has its value and the right gradient
     (`losses.kl`). Metrics: those of `ppo`, its `loss` now of both terms, and with a reference `kl_sum`, the weighted sum of
     the very estimate that beta multiplies. A beta of 0 reports the KL and adds nothing.
+
+    Only the policy's term is clipped and has the importance weight of `behaviour_logp_R`; the KL's has neither, as in TRL and
+    verl. Where another policy drew the tokens, as an engine one version behind, it is a mean over that one's tokens: near the KL
+    while the two are near, and with k2 or `k3_k2` a pull of each token's log-probability towards the reference's all the same.
     """
     loss, metrics = ppo(logp_R, old_logp_R, advantages_R, weights_R, denominator, **clipping)
     if reference_logp_R is None:

@@ -6,11 +6,11 @@ With x ~ pi and log_ratio = log pi(x) - log pi_ref(x), nats (Schulman 2020, 'App
 
     k1 = log_ratio                      unbiased, high variance, may be negative
     k2 = log_ratio^2 / 2                biased, low variance; on-policy its gradient is that of the KL
-    k3 = exp(-log_ratio) - 1 + log_ratio    unbiased, never negative
+    k3 = exp(-log_ratio) - 1 + log_ratio    unbiased, never negative; held to 10 nats a token
     k3_k2                               the value of k3, the gradient of k2
 
-k1 and k3 are unbiased in value, not in gradient (Tang and Munos, arXiv:2506.09477). What each draws pi to when it is a loss,
-on tokens that pi drew, g = grad log pi(x):
+k1 and, below 10 nats, k3 are unbiased in value, not in gradient (Tang and Munos, arXiv:2506.09477). What each draws pi to
+when it is a loss, on tokens that pi drew, g = grad log pi(x):
 
     k1   E[g] = 0                       nowhere: noise
     k2   E[log_ratio g]                 down KL(pi || pi_ref), of one token given those before it
@@ -29,7 +29,8 @@ import torch
 
 from rhumbline.losses.rows import widen
 
-CLAMP = 20.0  # nats; bounds exp(-log_ratio) where a reference gives a token almost nothing
+CLAMP = 20.0  # nats; bounds exp(-log_ratio) where the policy gives a token almost nothing
+MOST = 10.0  # nats; of one token's k3
 
 Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -43,9 +44,13 @@ def k2(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
 
 
 def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
-    """The log-ratio is clamped to +-20 before the exponential, or one token could overflow the mean."""
+    """At most 10 nats, and the log-ratio within +-20 before the exponential: as in verl, SkyRL and NeMo.
+
+    At a log-ratio of -20 one token would come to 5e8 nats and be the mean of its step. From 10 on (log-ratios below -2.6, and
+    above 11) the estimate is too low, and k3 has no gradient; `k3_k2` keeps that of k2.
+    """
     log_ratio = k1(logp, reference_logp).clamp(-CLAMP, CLAMP)
-    return torch.expm1(-log_ratio) + log_ratio
+    return (torch.expm1(-log_ratio) + log_ratio).clamp(max=MOST)
 
 
 def straight_through(value: Estimator, gradient: Estimator) -> Estimator:

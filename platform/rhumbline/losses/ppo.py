@@ -1,10 +1,10 @@
-"""PPO over learned tokens: the clipped policy loss, the clipped value loss, and the entropy as a metric.
+"""PPO over learned tokens: the clipped policy loss and the clipped value loss.
 
     weights_R, mass = token_weights(counts, weights, "token")          # losses.sft; mass summed over the whole step
     loss, metrics = ppo(logp_R, old_logp_R, advantages_R, weights_R, mass, clip_low=0.4, clip_high=0.4)
     loss, metrics = value_loss(values_R, old_values_R, returns_R, weights_R, mass, clip=0.2)
 
-R learned tokens, V vocabulary. `old_logp_R` are the learner's own before the first update on these rollouts, advantages
+R learned tokens. `old_logp_R` are the learner's own before the first update on these rollouts, advantages
 and returns come from `losses.advantages`; none of them has a gradient. Rollouts that another policy drew, an engine
 that rounds otherwise or weights one step old, bring their own log-probabilities as `behaviour_logp_R`.
 """
@@ -15,7 +15,6 @@ import torch
 
 from rhumbline.losses.kl import CLAMP, k3
 from rhumbline.losses.rows import report, row_weights, same_rows, widen
-from rhumbline.losses.sft import chunks
 
 
 def ppo(
@@ -120,15 +119,3 @@ def value_loss(
         return_sum=returns_R,
         squared_return_sum=returns_R.square(),
     )
-
-
-@torch.no_grad()
-def entropy(logits_RV: torch.Tensor) -> torch.Tensor:
-    """(R,) -sum_v p_v log p_v of each row, nats, fp32; a metric, without a gradient. A few rows at a time, as in `losses.sft`."""
-    entropy_R = torch.empty(len(logits_RV), device=logits_RV.device)
-    for rows in chunks(logits_RV):
-        log_p = logits_RV[rows].float().log_softmax(-1)
-        p = log_p.exp()
-        # A token that was ruled out has log p = -inf; its share is 0, not NaN.
-        entropy_R[rows] = -log_p.mul_(p).masked_fill_(p == 0, 0.0).sum(-1)
-    return entropy_R
