@@ -343,7 +343,8 @@ def lasting(path: Path) -> Path:
     if any(part.startswith("working_dir_files") for part in path.absolute().parts):
         raise RunError(
             f"{path} lies in the copy of the checkout that Ray made for this job and throws away after it: give an "
-            f"absolute path on storage that lasts, for example --runs /mnt/rhumbline/runs (--out for jobs/reward.py and jobs/sft.py)"
+            "absolute path on storage that lasts, for example --runs /mnt/rhumbline/runs (--out for jobs/reward.py and "
+            "jobs/sft.py)"
         )
     return path
 
