@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 from actors.trainer import Steps, fit, raise_left
 from actors.workers import RESULT
 from rhumbline import config, durable, tables
-from rhumbline.errors import TrainingError
+from rhumbline.errors import DataError
 from rhumbline.records import Example, Judged, Pair
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def learn(
     own error, where it is one of ours, else TrainingError.
     """
     if not examples:
-        raise TrainingError(f"{kept['name']}: nothing was selected, so there is nothing to learn from")
+        raise DataError(
+            f"{kept['name']}: nothing was selected, so there is nothing to learn from. Sample more (samples, prompts.limit), or "
+            "keep more (selection)"
+        )
     return _complete(
         "policy",
         {
@@ -84,7 +87,9 @@ def learn_preferences(
 ) -> dict[str, Any]:
     """The same for DPO and its kin on pairs, KTO and BCO on judged answers. The reference is what training starts from."""
     if not samples:
-        raise TrainingError(f"{kept['name']}: no pair is left to learn from")
+        raise DataError(
+            f"{kept['name']}: no pair is left to learn from. Lower gap, sample more (samples, prompts.limit), or give other pairs"
+        )
     return _complete(
         "preferences",
         {

@@ -18,7 +18,7 @@ from actors.probes import distance
 from actors.weights import read_probe
 from rhumbline import config
 from rhumbline.data.chat import Encoded
-from rhumbline.errors import ConfigError, TrainingError
+from rhumbline.errors import ConfigError, DataError
 from rhumbline.learning.logprobs import token_logprobs
 from rhumbline.learning.policy import load_policy
 from rhumbline.records import Example, Message
@@ -127,7 +127,7 @@ def test_a_fault_of_the_recipe_stops_it_at_once_with_its_own_error(tmp_path: Pat
 
 
 def test_without_examples_nothing_is_started(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="nothing was selected"):
+    with pytest.raises(DataError, match="nothing was selected"):
         learn([], settings(), policy_dir=tmp_path, out_dir=tmp_path / "o", name="n", storage=tmp_path / "s", seed=0)
 
 

@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(policy, tmp_path, monkeypa
 
 def test_nothing_to_learn_from_says_why(policy, tmp_path):
     data = [example(1, "x" * 500), example(2, "", complete=False)]
-    with pytest.raises(TrainingError, match=r"of 2 examples 1 are longer than 256 tokens.* 1 have no token"):
+    with pytest.raises(DataError, match=r"of 2 examples 1 are longer than 256 tokens.* 1 have no token"):
         fit(data, learner=quick(max_length=256), policy_dir=policy, out_dir=tmp_path / "out", seed=7)
 
 

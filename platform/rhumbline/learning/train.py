@@ -22,7 +22,7 @@ import torch
 from rhumbline import config
 from rhumbline.data.chat import Encoded
 from rhumbline.data.dialogues import encode_example
-from rhumbline.errors import DataError, TrainingError
+from rhumbline.errors import DataError
 from rhumbline.learning import checkpoints
 from rhumbline.learning.engine import Engine, World
 from rhumbline.learning.loop import Gradients, Report, TrainResult, complete, start
@@ -65,17 +65,17 @@ def fit(
 
     adapter_dir: a LoRA of `policy_dir` to go on with (merged first when full weights are trained).
     teacher_dir: the frozen teacher of examples that have one; None: `policy_dir`, without the adapter. resume_from: a
-    folder that `report` was given. `report` is called on every worker after every step. Raises TrainingError without
-    examples, for a loss that is no number, and for a checkpoint of another training.
+    folder that `report` was given. `report` is called on every worker after every step. Raises DataError without
+    examples, TrainingError for a loss that is no number and for a checkpoint of another training.
     """
     set_threads(learner.threads)
     world = World(rank, world_size)
     tokenizer = load_tokenizer(policy_dir, trust_remote_code)
     samples, too_long, empty = encode_examples(examples, tokenizer, learner.max_length)
     if not samples:
-        raise TrainingError(
+        raise DataError(
             f"nothing to learn from: of {len(examples)} examples {too_long} are longer than {learner.max_length} "
-            f"tokens (learner.max_length) and {empty} have no token to learn"
+            f"tokens (learner.max_length) and {empty} have no token to learn. Raise learner.max_length, or give other data"
         )
     known = {example.id: example for example in examples}
     order = Order(len(samples), learner.batch_size, learner.epochs, seed)
