@@ -3,7 +3,7 @@
     scheduler = Asha(folder / "asha.pkl", metric="reward", mode="max", grace_period=2)
 
 Tune of Ray 2.60 stores trials and searcher while it runs, and a scheduler once, before the first trial
-(execution/tune_controller.py leaves it out of its state): after Tuner.restore ASHA would know of no trial that it was to compare
+(its controller leaves it out of what it saves): after Tuner.restore ASHA would know of no trial that it was to compare
 with, and stop nothing until enough of them had come by again.
 """
 
