@@ -142,22 +142,30 @@ class Plan:
         longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
         direction = self.grid()[-1] if self.recipe.directions.said else None
         wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
-        for prompt in (*self.splits.train, *self.splits.evaluation):
-            asked = told(
-                self.profiles.get(prompt.id), conversation(self.codec, direction, said_in(wordiest, prompt.messages))
+        prompts = (*self.splits.train, *self.splits.evaluation)
+        tokens_N = []
+        for prompt in prompts:
+            said = conversation(self.codec, direction, said_in(wordiest, prompt.messages))
+            tokens_N.append(len(prompt_ids(told(self.profiles.get(prompt.id), said), tokenizer)))
+        most = max(tokens_N, default=0)
+
+        def seen(allowed: int) -> str:
+            over, worst = sum(tokens > allowed for tokens in tokens_N), prompts[tokens_N.index(most)].id
+            counted = (
+                f"{over} of {len(prompts)} prompts, the longest {worst} with {most} tokens with its direction and words"
             )
-            tokens = len(prompt_ids(asked, tokenizer))
-            if tokens > settings.max_prompt_tokens:
-                raise DataError(
-                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, more than "
-                    f"{settings.max_prompt_tokens} (prompts.max_prompt_tokens): shorten or drop it, or raise the limit"
-                )
-            if context is not None and tokens + longest > context:
-                raise DataError(
-                    f"{settings.path}: prompt {prompt.id} has {tokens} tokens with its direction and words, which with "
-                    f"{longest} sampled ones exceeds the context of {context} {limit}: shorten or drop it, or lower "
-                    "sampling.max_tokens and evaluation.sampling.max_tokens"
-                )
+            return f"{settings.path}: {counted}"
+
+        if most > settings.max_prompt_tokens:
+            raise DataError(
+                f"{seen(settings.max_prompt_tokens)}, have more than {settings.max_prompt_tokens} "
+                "(prompts.max_prompt_tokens): shorten or drop them, or raise the limit"
+            )
+        if context is not None and most + longest > context:
+            raise DataError(
+                f"{seen(context - longest)}, exceed with {longest} sampled ones the context of {context} {limit}: shorten or "
+                "drop them, or lower sampling.max_tokens and evaluation.sampling.max_tokens"
+            )
 
     def queries(self, t: int, codec: Codec) -> list[Query]:
         """What iteration t asks, in the codec that policy t - 1 understands."""
