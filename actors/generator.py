@@ -31,6 +31,7 @@ from rhumbline import config
 from rhumbline.data.chat import Encoded, prompt_ids
 from rhumbline.errors import ConfigError, GenerationError, WeightSyncError, did_you_mean
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve, set_threads
+from rhumbline.learning.precision import AUTO, name_of
 from rhumbline.records import Completion, Query
 
 UNPROVEN = "unproven"  # the version of an engine whose weights nobody can name
@@ -182,7 +183,7 @@ class VLLM(Backend):
         known = {field.name for field in fields(EngineArgs)}
         for key in settings.engine.keys() - known:
             raise ConfigError(f"generator.engine.{key}: vLLM has no such setting.{did_you_mean(key, known)}")
-        engine: dict[str, Any] = {"dtype": "bfloat16", "disable_log_stats": True, **settings.engine}
+        engine: dict[str, Any] = {"dtype": name_of(AUTO), "disable_log_stats": True, **settings.engine}
         if settings.num_gpus == 0:
             # Per-request seeds crash vLLM's CPU engine when a prompt is chunked: the batch must hold the longest one.
             engine.setdefault("enable_chunked_prefill", False)

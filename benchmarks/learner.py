@@ -62,6 +62,7 @@ from rhumbline.errors import ConfigError
 from rhumbline.learning import lora, preferences, train
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import load_adapter, load_policy, load_tokenizer, resolve, save_adapter, set_threads
+from rhumbline.learning.precision import dtype_of, name_of
 from rhumbline.learning.units import encode_pairs
 from rhumbline.records import Example, Pair
 
@@ -131,7 +132,8 @@ def measure(name: str, job: Job, rival: Rival, pairs: int, seed: int, path: Path
     sides = encoded(job, load_tokenizer("embedded"))
     tokens, learned = sum(len(s) for row in sides for s in row), sum(s.num_learned for row in sides for s in row)
     kind = "examples" if job.method == "sft" else "pairs"
-    print(f"{len(sides)} {kind}, {tokens} tokens, {learned} of them learned; {job.learner.threads} threads", flush=True)
+    where = f"{job.learner.threads} threads, {name_of(job.learner.dtype)}"
+    print(f"{len(sides)} {kind}, {tokens} tokens, {learned} of them learned; {where}", flush=True)
     if job.method == "sft":
         ours, theirs = "fit", f"SFTTrainer {'packed' if rival.packing else 'padded'}"
     else:
@@ -356,7 +358,7 @@ def trl_settings(job: Job) -> dict[str, Any]:
         "weight_decay": learner.weight_decay,
         "max_grad_norm": learner.max_grad_norm,
         "max_length": learner.max_length,
-        "bf16": learner.dtype == "bfloat16",
+        "bf16": dtype_of(learner.dtype) == torch.bfloat16,
         "gradient_checkpointing": False,
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -415,7 +417,7 @@ def dpo_trainer(
         "gradient_accumulation_steps": learner.batch_size // size,
     }
     policy, peft_config = trl_policy(job)
-    reference = None if job.adapter is None else load_policy("embedded", getattr(torch, learner.weights_dtype))
+    reference = None if job.adapter is None else load_policy("embedded", dtype_of(learner.weights_dtype))
     return OnTokens(
         policy,
         reference,
@@ -432,7 +434,7 @@ def trl_policy(job: Job) -> tuple[Any, Any]:
 
     given = job.learner.lora
     assert given is not None
-    policy = load_policy("embedded", getattr(torch, job.learner.weights_dtype))
+    policy = load_policy("embedded", dtype_of(job.learner.weights_dtype))
     if job.adapter is not None:
         return load_adapter(policy, job.adapter, trainable=True), None
     options: dict[str, Any] = {"lora_alpha": given.alpha, "lora_dropout": given.dropout, "task_type": "CAUSAL_LM"}

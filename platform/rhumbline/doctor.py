@@ -150,7 +150,8 @@ def devices() -> Iterator[Finding]:
                 "generator.backend: transformers in the recipe",
             )
         else:
-            yield _ok("gpu", f"none; vLLM and torch run on the CPU{best and f' ({best})'}")
+            slow = flags and not flags & probe.BF16
+            yield _ok("gpu", f"none; vLLM and torch run on the CPU{best and f' ({best})'}{', in fp32' if slow else ''}")
 
 
 def capacity(folder: Path) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 3.0
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # instruction sets that multiply in bf16
 
 
 def installed(name: str) -> str | None:

@@ -197,8 +197,10 @@ class Learner(Section):
     batch_size: int = Field(64, gt=0)  # samples per optimiser step, over all workers
     micro_batch_tokens: int = Field(4096, gt=0)  # packed tokens per forward pass
     max_length: int = Field(4096, gt=0)  # longer samples are dropped and counted
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the forward pass; the optimiser's state is fp32
-    weights_dtype: Literal["bfloat16", "float32"] = "float32"  # of frozen weights under LoRA; trained weights stay fp32
+    # Of the forward pass; the optimiser's state is fp32. auto: bf16 where the processor multiplies in it, else fp32
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    # Of frozen weights under LoRA; trained weights stay fp32. auto: as dtype's
+    weights_dtype: Literal["auto", "bfloat16", "float32"] = "float32"
     checkpoint_every: int = Field(50, gt=0)  # optimiser steps
     max_failures: int = Field(3, ge=0)
 

@@ -38,6 +38,7 @@ from rhumbline.learning.loop import Report, make_engine, update
 from rhumbline.learning.optim import adamw, trained
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import resolve, set_threads
+from rhumbline.learning.precision import dtype_of
 from rhumbline.losses.sft import sft
 from rhumbline.queries import derive_seed
 from rhumbline.rewards.network import Network
@@ -342,7 +343,7 @@ class _Watch:
 def _start(recipe: RewardRecipe, spec: NetworkSpec, seed: int, device: str | None = None) -> Network:
     """The backbone with a fresh head, and what the recipe trains of it set to be trained."""
     learner, frozen = recipe.learner, recipe.network.freeze
-    base = getattr(torch, learner.weights_dtype) if learner.lora is not None else torch.float32
+    base = dtype_of(learner.weights_dtype) if learner.lora is not None else torch.float32
     torch.manual_seed(derive_seed(seed, "head"))
     network = Network.start(
         resolve(recipe.backbone),

@@ -30,6 +30,7 @@ from rhumbline.learning.engine import DeepSpeedEngine, Engine, TorchEngine, Worl
 from rhumbline.learning.optim import cosine
 from rhumbline.learning.packing import Order, packed_attention
 from rhumbline.learning.policy import load_adapter, load_policy, merge_adapter, save_adapter, save_policy
+from rhumbline.learning.precision import dtype_of
 from rhumbline.learning.units import Dropped
 from rhumbline.queries import derive_seed
 from rhumbline.records import Example, Judged, Pair
@@ -196,13 +197,12 @@ def start(
 
 def resting_dtype(learner: config.Learner) -> torch.dtype:
     """That of the weights which are loaded: what is trained is fp32."""
-    dtype: torch.dtype = getattr(torch, learner.weights_dtype)
-    return dtype if learner.lora is not None else torch.float32
+    return dtype_of(learner.weights_dtype) if learner.lora is not None else torch.float32
 
 
 def make_engine(learner: config.Learner, model: Any, optimizer: torch.optim.Optimizer, world: World) -> Engine:
     """The engine that `learner.engine` names."""
-    dtype = getattr(torch, learner.dtype)
+    dtype = dtype_of(learner.dtype)
     if learner.engine == "deepspeed":
         return DeepSpeedEngine(
             model, optimizer, learner.deepspeed, max_grad_norm=learner.max_grad_norm, dtype=dtype, world=world

@@ -31,6 +31,7 @@ from safetensors.torch import save
 
 from rhumbline.data.chat import prepare
 from rhumbline.errors import ConfigError
+from rhumbline.learning.precision import computes_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,8 +73,8 @@ def resolve(name: str | Path, cache: str | Path | None = None) -> Path:
 def load_policy(
     name: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False, device: str | None = None
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode. `dtype` None: as stored. `device` None: the GPU that this process
-    sees.
+    """A causal language model in evaluation mode. `dtype` None: as stored, in fp32 on a CPU that only emulates bf16.
+    `device` None: the GPU that this process sees.
 
     Raises ConfigError for a folder that transformers cannot read.
     """
@@ -90,6 +91,8 @@ def load_policy(
         raise ConfigError(f"{folder}: transformers cannot load this policy: {e}") from e
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None and device == "cpu" and not computes_bf16():
+        model = model.float()
     return cast("PreTrainedModel", model.to(device).eval())
 
 

@@ -42,6 +42,7 @@ from rhumbline.learning.loop import (
 from rhumbline.learning.optim import adamw
 from rhumbline.learning.packing import Order, bins, packed_attention
 from rhumbline.learning.policy import load_policy, load_tokenizer, set_threads
+from rhumbline.learning.precision import dtype_of
 from rhumbline.learning.units import JudgedUnit, PairUnit, Units, encode_samples
 from rhumbline.losses import PAIRED_LOSSES, UNPAIRED_LOSSES, options
 from rhumbline.losses.dpo import dpo, modpo
@@ -299,7 +300,7 @@ def _reference(
         yield engine.model
         return
     # Where the engine does not cast as it computes, it has cast the policy to this.
-    dtype = getattr(torch, learner.dtype) if learner.engine == "deepspeed" else resting_dtype(learner)
+    dtype = dtype_of(learner.dtype) if learner.engine == "deepspeed" else resting_dtype(learner)
     model = load_policy(reference_dir, dtype, trust_remote_code)
     with packed_attention(model):
         yield model

@@ -14,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from rhumbline import config
 from rhumbline.learning.packing import packed_attention
 from rhumbline.learning.policy import load_adapter, load_policy
+from rhumbline.learning.precision import dtype_of
 
 NAME = "reference"  # of the second adapter
 
@@ -64,7 +63,7 @@ def reference_of(
     if learner.lora is not None and reference_dir is None:
         return Reference(model, adapter_dir)
     # DeepSpeed casts the policy itself; under torch its weights rest in fp32 and only the forward pass is cast.
-    dtype = getattr(torch, learner.dtype if learner.engine == "deepspeed" else learner.weights_dtype)
+    dtype = dtype_of(learner.dtype if learner.engine == "deepspeed" else learner.weights_dtype)
     copy: Any = load_policy(reference_dir or policy_dir, dtype, trust_remote_code)
     if reference_dir is None and adapter_dir is not None:
         copy = load_adapter(copy, adapter_dir).merge_and_unload()
