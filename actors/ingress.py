@@ -1,0 +1,201 @@
+"""The HTTP app in a Serve replica: rhumbline.serving.app behind Serve's proxy, changed without a restart.
+
+    serve.run(ingress_app({"ingress": {...}, "drain_s": 60}, user_config=setting), name="smol")
+
+The deployment has no arguments that matter and a version that stays, so that Serve never replaces its replica when the policy
+changes: it calls `reconfigure` with another `Setting`, which opens the new checkpoint, builds the app anew and swaps it. Requests
+under way end in the app that they began in, and ask the policy that they were rendered for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from starlette.routing import BaseRoute, Router
+from starlette.types import Receive, Scope, Send
+
+from actors import serve_internals
+from actors.engine_client import QUIET, HandleEngine, Target
+from actors.replica_metrics import mirror
+from actors.reward_server import HandleRewards
+from rhumbline import __version__
+from rhumbline.config.deploy import IngressServing
+from rhumbline.errors import DataError
+from rhumbline.serving.app import create_app
+from rhumbline.serving.keys import KeyRing
+from rhumbline.serving.protocols import Engine, Rewards
+from rhumbline.serving.served import Served, open_served
+from rhumbline.serving.settings import Settings
+from rhumbline.users.pool import QuizItem, items_from_run
+from rhumbline.users.store import People
+
+DEPLOYMENT = "ingress"
+MIRROR_S = 5.0
+logger = logging.getLogger("ray.serve")
+
+
+class Setting(BaseModel):
+    """All that an ingress does, as JSON: Serve's user_config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str  # what open_served takes
+    name: str  # of the model
+    engines: dict[str, tuple[str, str]]  # a model's name in the app -> (Serve application, what its engine calls it)
+    rewards: str | None  # the reward model's Serve application
+    keys: str | None  # the key file
+    users: str | None  # the database of quizzes and profiles
+    limits: dict[str, Any]
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """Who answers for each model of the app."""
+        return {name: Target(app=app, model=model) for name, (app, model) in self.engines.items()}
+
+
+class Current:
+    """An ASGI app that hands every request to the app of the moment."""
+
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+        self._leave: contextlib.AsyncExitStack | None = None
+        self._busy: dict[int, int] = {}  # id of an app -> its requests under way
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def install(self, app: FastAPI) -> None:
+        """Start an app and give it all requests from now on; the one before ends after its last request."""
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        old, leave = self._app, self._leave
+        self._app, self._leave = app, stack
+        if old is not None and leave is not None:
+            task = asyncio.create_task(self._retire(old, leave))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """Of the app of the moment: Serve names them in its metrics."""
+        return self.router.routes
+
+    @property
+    def router(self) -> Router:
+        return Router() if self._app is None else self._app.router
+
+    @property
+    def retiring(self) -> int:
+        """Apps before this one that still have requests."""
+        return len(self._retiring)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        app = self._app
+        assert app is not None, "Serve sends no request before `reconfigure` has returned"
+        self._busy[id(app)] = self._busy.get(id(app), 0) + 1
+        try:
+            await app(scope, receive, send)
+        finally:
+            self._busy[id(app)] -= 1
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                if self._leave is not None:
+                    await self._leave.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _retire(self, app: FastAPI, leave: contextlib.AsyncExitStack) -> None:
+        while self._busy.get(id(app), 0) > 0:
+            await asyncio.sleep(0.2)
+        self._busy.pop(id(app), None)
+        await leave.aclose()
+
+
+class Ingress:
+    """`ingress_app` makes it a deployment; Serve calls `reconfigure` before the first request and at every change."""
+
+    def __init__(self) -> None:
+        self.current = Current()
+        self._mirror: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Current:
+        return self.current
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Raises, and keeps what it had, where the checkpoint, the keys or the users' database cannot be opened."""
+        setting = Setting(**user_config)
+        engine = HandleEngine(setting.targets)  # on the loop that its requests will come from
+        rewards = None if setting.rewards is None else HandleRewards(setting.rewards)
+        app = await asyncio.to_thread(built, setting, engine, rewards)
+        await self.current.install(app)
+        if self._mirror is not None:
+            self._mirror.cancel()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._mirror = asyncio.create_task(mirror(app, replica, MIRROR_S))
+
+    async def retiring(self) -> int:
+        """Settings before this one that still have requests: what they ask must not be taken away."""
+        return self.current.retiring
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+def built(setting: Setting, engine: Engine, rewards: Rewards | None) -> FastAPI:
+    """The app of a setting: seconds of reading, on any thread. Raises the UserError of whatever cannot be opened."""
+    served = open_served(setting.checkpoint, name=setting.name, check_base=False)  # checked where it was deployed from
+    return create_app(
+        served,
+        engine,
+        rewards=rewards,
+        keys=None if setting.keys is None else KeyRing(Path(setting.keys)),
+        people=None if setting.users is None else People(setting.users),
+        settings=Settings(**setting.limits),
+        mixtures=served.nearest if served.mechanism == "weights" else None,
+        questions=questions_of(served),
+    )
+
+
+def questions_of(served: Served) -> list[QuizItem]:
+    """What the quiz asks: answers that the run has scored; none where a run has too few, or there is no run."""
+    if served.run is None:
+        return []
+    try:
+        return items_from_run(served.run)
+    except DataError as e:
+        logger.warning("no quiz: %s", e)
+        return []
+
+
+def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None) -> serve.Application:
+    """The Serve application at the route prefix /; what `serve run` calls. `args`: ingress (a section), drain_s and, unless
+    user_config has it, `setting`.
+    """
+    serve_internals.check_ray()
+    settings = IngressServing(**args["ingress"])
+    deployment = serve.deployment(serve.ingress()(Ingress)).options(
+        name=DEPLOYMENT,
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+        graceful_shutdown_timeout_s=args["drain_s"],
+        graceful_shutdown_wait_loop_s=1.0,
+        max_surge_percent=100,
+        logging_config=QUIET,
+        user_config=user_config or args["setting"],
+    )
+    return serve_internals.with_version(deployment, f"rhumbline-{__version__}").bind()

@@ -1,0 +1,90 @@
+"""What serving needs of Ray and vLLM that they do not offer as their public interface, in one place and for one version.
+
+Each piece says what it is for and what is lost without it, so that whoever raises the pins knows what to look at:
+`tests/actors/test_serve_internals.py` fails where one has moved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from packaging.version import Version
+
+from rhumbline.errors import ResourceError
+
+RAY = ("2.60", "2.62")  # from, below: what this was read and tested against
+
+
+def check_ray() -> None:
+    """Raises ResourceError for a Ray whose internals nobody has looked at."""
+    low, high = (Version(bound) for bound in RAY)
+    if not low <= Version(ray.__version__) < high:
+        raise ResourceError(
+            f"serving needs Ray from {low} below {high}, which its use of Ray's internals was tested with; this is "
+            f"{ray.__version__}. Install `ray[serve]>={low},<{high}`"
+        )
+
+
+def with_version(deployment: Any, version: str) -> Any:
+    """A Serve deployment under a version of its own.
+
+    Serve draws a random version for every `serve.run`, and replaces replicas whose version has changed. One that stays the same
+    is only reconfigured: that keeps HTTP replicas through an update, and the policy through a change of limits.
+    """
+    return deployment.options(version=version, _internal=True)
+
+
+def http_options() -> Any | None:
+    """The options of the proxies that run, `ray.serve.config.HTTPOptions`; None where Serve does not run yet."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config
+
+
+class Counts:
+    """A stat logger of vLLM that keeps the scheduler's last figures, for whoever asks a replica how busy its engine is.
+
+    vLLM's other loggers write to Prometheus alone, where a replica cannot read its own.
+    """
+
+    def __init__(self) -> None:
+        self.running, self.waiting = 0, 0
+
+    def record(self, scheduler_stats: Any, *_args: Any, **_kwargs: Any) -> None:
+        if scheduler_stats is not None:
+            self.running = int(scheduler_stats.num_running_reqs)
+            self.waiting = int(scheduler_stats.num_waiting_reqs) + int(scheduler_stats.num_skipped_waiting_reqs)
+
+    def log(self) -> None: ...
+    def log_engine_initialized(self) -> None: ...
+    def record_sleep_state(self, *_args: Any, **_kwargs: Any) -> None: ...
+    def record_admission_rejection(self, *_args: Any, **_kwargs: Any) -> None: ...
+
+
+def engine_class() -> type[Any]:
+    """ray.serve.llm's vLLM engine, with `counts`, and without a process between the scheduler and its one worker on a CPU.
+
+    ray.serve.llm asks for vLLM's multi-process executor on CPUs whatever there is to distribute. With a single worker that is one
+    process more, which wakes for every token; `vllm serve` has the worker inside the engine's process.
+    """
+    from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+    class CountingEngine(VLLMEngine):  # type: ignore[misc]  # Ray's classes are untyped
+        counts = Counts()
+
+        def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
+            parallel = vllm_engine_config.parallel_config
+            if parallel.world_size == 1 and parallel.distributed_executor_backend == "mp":
+                parallel.distributed_executor_backend = "uni"
+            client = super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
+            if client.logger_manager is not None:
+                client.logger_manager.stat_loggers.append(self.counts)
+            return client
+
+        def unfinished(self) -> int:
+            """Requests that the front of the engine knows of."""
+            return int(self._engine_client.output_processor.get_num_unfinished_requests())
+
+    return CountingEngine
