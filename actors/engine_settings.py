@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,10 @@ LONGEST = 4096  # tokens of prompt and answer on a CPU, where nobody says otherw
 
 def engine_settings(policy: PolicyServing, folder: str) -> dict[str, Any]:
     """vLLM's engine arguments: those that were asked for, over what a CPU needs. Raises ConfigError for an unknown one."""
-    logging.disable(logging.WARNING)  # what vLLM finds out about this machine is of no interest here
-    try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-    finally:
-        logging.disable(logging.NOTSET)
-
-    known = {field.name for field in fields(AsyncEngineArgs)} - {"model", "served_model_name"}
-    for key in policy.engine.keys() - known:
-        raise ConfigError(f"policy.engine.{key}: vLLM has no such setting.{did_you_mean(key, known)}")
-    # GPUs are of other nodes, maybe; CPUs are taken to be like this one.
+    if policy.engine:
+        known = _known()
+        for key in policy.engine.keys() - known:
+            raise ConfigError(f"policy.engine.{key}: vLLM has no such setting.{did_you_mean(key, known)}")
     engine: dict[str, Any] = {"dtype": "bfloat16" if policy.num_gpus else name_of(AUTO), **policy.engine}
     if policy.num_gpus == 0:
         model = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -41,6 +36,18 @@ def engine_settings(policy: PolicyServing, folder: str) -> dict[str, Any]:
         engine.setdefault("max_num_batched_tokens", max(2048, int(engine["max_model_len"])))
         engine.setdefault("max_num_seqs", 64)
     return engine
+
+
+def _known() -> set[str]:
+    """Names of vLLM's engine arguments. Seconds: all of vLLM comes with them, and tells what it finds out on the way."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from vllm.engine.arg_utils import AsyncEngineArgs
+    finally:
+        logging.disable(logging.NOTSET)
+    return {field.name for field in fields(AsyncEngineArgs)} - {"model", "served_model_name"}
 
 
 def environment(policy: PolicyServing) -> dict[str, str]:

@@ -10,7 +10,6 @@ neither vLLM nor its types.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 
 from actors import serve_internals
+from actors.coalesce import together
 from actors.engine_client import QUIET
 from actors.engine_settings import engine_settings, environment
 from rhumbline.config.deploy import PolicyServing
@@ -65,38 +65,6 @@ class Policy(LLMServer):  # type: ignore[misc]  # Ray's classes are untyped
 
     async def pid(self) -> int:
         return os.getpid()
-
-
-async def together(items: AsyncIterator[Any], interval_s: float) -> AsyncIterator[list[Any]]:
-    """The first item at once, later ones in batches of `interval_s`: each batch costs a message between processes."""
-    queue: asyncio.Queue[Any] = asyncio.Queue()
-    done = object()
-
-    async def read() -> None:
-        try:
-            async for item in items:
-                queue.put_nowait(item)
-        finally:
-            queue.put_nowait(done)
-
-    reader = asyncio.create_task(read())
-    try:
-        while True:
-            batch = [await queue.get()]
-            while not queue.empty():
-                batch.append(queue.get_nowait())
-            ended = batch[-1] is done
-            if ended:
-                batch.pop()
-            if batch:
-                yield batch
-            if ended:
-                await reader  # raises what it raised
-                return
-            await asyncio.sleep(interval_s)
-    finally:
-        if not reader.done():
-            reader.cancel()
 
 
 async def _flat(batches: AsyncIterator[Any]) -> AsyncIterator[str | Body]:

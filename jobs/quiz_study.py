@@ -107,8 +107,8 @@ def calibrate(counts: list[int], persons: int, seed: int) -> Rows:
 
     rows: Rows = []
     for K in counts:
-        for manner in ("consistent", "with_ties"):
-            trial = tell(Setting(objectives=K, manner=manner, persons=persons, seed=seed + 1))
+        for manner in ("assumed", "consistent"):
+            trial = tell(Setting(objectives=K, manner=manner, persons=persons, seed=seed + 100))  # other people
             rows += [*summary(trial), at_stop(trial)]
     return rows
 

@@ -17,9 +17,10 @@ from tests.actors.test_deployment import REWARDS
 ASKED = [("user", "Why is the sky blue?")]
 
 
-def server(max_batch: int = 4, wait_s: float = 0.05) -> RewardServer:
+def server() -> RewardServer:
+    """`_score` is what Serve's batching calls; the batching itself needs a replica (tests/jobs/test_deploy_run.py)."""
     known = RewardModel.build(config.Rewards(**REWARDS), tokenise=lambda _: []).id
-    return RewardServer(REWARDS, id=known, policy="embedded", serving={"max_batch": max_batch, "wait_s": wait_s})
+    return RewardServer(REWARDS, id=known, policy="embedded", serving={})
 
 
 @pytest.fixture
@@ -40,28 +41,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_requests_are_scored_together_and_answered_apart(counted: list[int]) -> None:
-    async def run() -> list[Any]:
-        one = server()
-        return await asyncio.gather(
-            one.score([(ASKED, "short"), (ASKED, "a a a a a a a a")]), one.score([(ASKED, "other words here")])
-        )
-
-    first, second = asyncio.run(run())
-    assert sum(counted) == 3
-    assert max(counted) == 3  # one pass for both
+    requests = [[(ASKED, "short"), (ASKED, "a a a a a a a a")], [(ASKED, "other words here")]]
+    first, second = asyncio.run(server()._score(requests))
+    assert counted == [3]  # one pass for both
     (short, repeated), (other,) = first["rewards"], second["rewards"]
     assert len(short) == 2
     assert repeated[1] > short[1]  # longer
-    alone = asyncio.run(server().score([(ASKED, "other words here")]))["rewards"][0]
-    assert np.allclose(alone, other)
+    (alone,) = asyncio.run(server()._score(requests[1:]))
+    assert np.allclose(alone["rewards"], [other])
 
 
 def test_an_answer_that_cannot_be_scored_fails_its_own_request_alone(counted: list[int]) -> None:
-    async def run() -> list[Any]:
-        one = server()
-        return await asyncio.gather(one.score([(ASKED, "good")]), one.score([(ASKED, "unscorable")]))
-
-    good, bad = asyncio.run(run())
+    good, bad = asyncio.run(server()._score([[(ASKED, "good")], [(ASKED, "unscorable")]]))
     assert len(good["rewards"]) == 1
     assert bad == {"error": "no score for this"}
 

@@ -221,7 +221,8 @@ def test_a_stream_counts_as_in_flight_until_it_ends() -> None:
 
         def stream() -> None:
             with httpx2.stream("POST", f"{url}{CHAT}", json={**REQUEST, "stream": True}, timeout=120) as answer:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()  # kept: closing the iterator closes the connection
+                next(lines)
                 started.set()
                 leave.wait()
 

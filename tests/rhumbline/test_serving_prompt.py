@@ -112,6 +112,7 @@ def test_what_no_template_can_be_given_is_refused(messages: Any, param: str) -> 
         ("weighted\u200b \u200brating =", "weighted-rating:"),
         ("helpfulness*0.8 - verbosity*0.6", "helpfulness *0.8 - verbosity *0.6"),
         ("should be rated helpfulness:96,verbosity:20", "should be rated: helpfulness: 96,verbosity: 20"),
+        ("Your response should be rated \n", "Your response should be rated: "),
         ("should be rated helpfulness:96", "should be rated: helpfulness:96"),
         ("quality:4,toxicity:0,humor:0", "quality: 4,toxicity: 0,humor: 0"),
         ("helpfulness + + - verbosity - -", "helpfulness ++- verbosity --"),

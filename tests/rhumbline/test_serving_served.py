@@ -78,7 +78,7 @@ def test_a_run_is_served_by_its_newest_finished_checkpoint_with_what_it_measured
     assert found.ranges["helpfulness"] == pytest.approx(tuple(np.quantile(rewards[:, 0], [0.1, 0.5, 0.9])))
     assert list(found.ranges) == list(NAMES)
     assert len(found.achieved) == 4
-    assert {angle_deg(point.direction) for point in found.achieved} == pytest.approx({-45, -30, -15, 0})
+    assert [angle_deg(point.direction) for point in found.achieved] == pytest.approx([0, -15, -30, -45])
     assert found.front == tuple(point for point in found.achieved if point.pareto)
     assert found.effect.proven
     assert "verbosity follows its weight (Spearman 1.00" in found.effect.why

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -52,6 +52,7 @@ def test_davidsons_probabilities_by_hand() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(0.01, 20), st.floats(0, 0.9), st.booleans())
 def test_probabilities_add_up_and_swap_with_the_sides(x: float, nu: float, lapse: float, ties: bool) -> None:
     a, b, tie = (float(p) for p in choice_probabilities(x, nu, lapse, ties))

@@ -134,7 +134,7 @@ def test_the_information_of_a_set_is_equation_3() -> None:
     assert seen[1] == pytest.approx(set_information(np.zeros(100, dtype=np.int64), answers_UQ.astype(np.int64))[1])
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_greedy_set_is_at_least_63_percent_of_the_best(seed: int) -> None:
     """Entropy is submodular: Nemhauser, Wolsey and Fisher's bound, 1 - 1/e."""

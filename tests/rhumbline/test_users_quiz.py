@@ -193,7 +193,7 @@ def test_equal_seeds_ask_the_same() -> None:
 
 def test_a_repeated_question_counts_as_asked_but_is_no_evidence() -> None:
     def taken(repeat: bool, last: str) -> Quiz:
-        quiz = Quiz.start(CONE, items(), seed=2, repeat_after=2 if repeat else None)
+        quiz = Quiz.start(CONE, items(), seed=2, stop_deg=0.0, repeat_after=2 if repeat else None)
         first = quiz.question()
         quiz.answer(0, "a")
         quiz.answer(1, "b")

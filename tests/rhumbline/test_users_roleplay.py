@@ -114,6 +114,7 @@ def test_letters_share_the_probability_that_they_have() -> None:
         ("I prefer option A, and not B", "A"),
         ("A person would like both", None),
         ("A or B", None),
+        ("Certainly B because it is warm", "B"),
         ("I'd choose B", "B"),
         ("C", None),
         ("", None),

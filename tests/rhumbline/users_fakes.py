@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
         asked, taste = body["messages"][-1]["content"], _taste(body["messages"])
-        options = _options(asked)
+        options = _options(asked) or ["", ""]
         wanted = [taste is not None and (taste in option) != ("riddle" in asked) for option in options]
         logits = [TASTE * want + BIAS * (place == 0) for place, want in enumerate(wanted)]
         total = math.log(sum(map(math.exp, logits)))

@@ -133,7 +133,8 @@ def _of_lines(objectives: Iterable[str]) -> list[Rule]:
     joined = rf"(?:{_GAP}*[-+\u2212,]{_GAP}*)"
     return [
         (_regex(rf"\bweighted{_GAP}+rating{_GAP}*[=\uff1d]"), lambda _: "weighted-rating:"),
-        (_regex(rf"\b(should{_GAP}+be){_GAP}+(rated){_GAP}+(?={value})"), lambda match: f"{match[1]} {match[2]}: "),
+        (_regex(rf"\b(response{_GAP}+should{_GAP}+be{_GAP}+rated){_GAP}+"), lambda match: f"{match[1]}: "),
+        (_regex(rf"\b(should{_GAP}+be{_GAP}+rated){_GAP}+(?={value})"), lambda match: f"{match[1]}: "),
         # Two or more: one alone is code, or a note.
         (
             _regex(rf"{term}[\d.]*(?:{joined}{term}[\d.]*)+"),

@@ -53,13 +53,14 @@ class Edge:
             await self.app(scope, receive, send)
             return
         about = exchange.begin(scope)
+        path = get_route_path(scope)  # now: a mount changes the scope on the way
         status: int | None = None
 
         async def sent(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _complete(MutableHeaders(raw=message["headers"]), about, get_route_path(scope))
+                _complete(MutableHeaders(raw=message["headers"]), about, path)
             await send(message)
 
         self.metrics.begin()
@@ -69,12 +70,12 @@ class Edge:
             about.ended = about.ended or "client_gone"  # the server ends a request so, when nobody waits for it
             raise
         except Exception as e:  # the last place where it can be said without its words
-            access_log.failure(about, e, route=_route(scope))
+            access_log.failure(about, e, route=_route(scope, path))
             about.code = "internal_error"
             if status is None:
                 await refusal(internal())(scope, receive, sent)
         finally:
-            method, route, told = _method(scope), _route(scope), GONE if status is None else status
+            method, route, told = _method(scope), _route(scope, path), GONE if status is None else status
             self.metrics.observe(about, method=method, route=route, status=told)
             access_log.record(about, method=method, route=route, status=told)
 
@@ -133,12 +134,11 @@ def _complete(headers: MutableHeaders, about: Exchange, path: str) -> None:
     headers.setdefault("Cache-Control", "no-cache" if pages else "no-store")
 
 
-def _route(scope: Scope) -> str:
+def _route(scope: Scope, path: str) -> str:
     """The template that matched. Never a path: that is a client's word."""
     template = getattr(scope.get("route"), "path", None)
     if isinstance(template, str):
         return template
-    path = get_route_path(scope)
     return PLAYGROUND if path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/") else UNMATCHED
 
 

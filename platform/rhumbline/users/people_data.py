@@ -115,9 +115,10 @@ def two_objectives(people: config.TwoObjectives) -> Population:
 
 
 def stated(people: config.StatedPreferences) -> Population:
-    """A user who stated a preference, or whose conversation shows it, and the one question with options put to that user."""
+    """A user who stated a preference, or whose conversation shows it, and the questions with options put to that user."""
     past = {} if people.history is None else {str(row.get("user_id")): row for row in rows(people.history)}
-    users, questions, answers = [], [], []
+    users: dict[str, User] = {}
+    questions, answers = [], []
     for row in rows(people.path):
         options = tuple(map(str, _cell(row, "options", people.path)))
         choice = int(_cell(row, "aligned_option", people.path))
@@ -129,10 +130,11 @@ def stated(people: config.StatedPreferences) -> Population:
                 raise DataError(f"{people.history}: no conversation of user {user.id!r} (people.history)")
             said = turns(past[user.id].get("messages"), people.history)
             user = User(id=user.id, history=said)  # and not the preference itself
-        users.append(user)
+        if users.setdefault(user.id, user) != user:
+            raise DataError(f"{people.path}: user {user.id!r} has two profiles, expected the same in every row")
         questions.append(_question(id_, str(_cell(row, "prompt", people.path)), options, row))
         answers.append((user.id, id_, choice))
-    return of_answers(people.path, users, questions, answers)
+    return of_answers(people.path, list(users.values()), questions, answers)
 
 
 def judges(people: config.Judges) -> Population:

@@ -45,8 +45,8 @@ class ChoiceModel:
     """How a direction becomes an answer, and what is assumed of a person before the first one."""
 
     beta: float = 3.0  # median; per standard deviation of reward along the direction
-    beta_spread: float = 0.5  # standard deviation of log beta; 0: beta is known
-    lapse: float = 0.02  # share of answers given without looking
+    beta_spread: float = 0.4  # standard deviation of log beta, so 95% lie in 1.4 to 6.6; 0: beta is known
+    lapse: float = 0.01  # share of answers given without looking
     ties: bool = True  # whether "about the same" is on offer
     nu: float = 0.5  # median; 0.5: a fifth of equal pairs are called equal, nu / (2 + nu)
     nu_spread: float = 0.7  # standard deviation of log nu; 0: nu is known
@@ -244,7 +244,7 @@ class Particles:
             current_UM = np.where(taken, new_UM, current_UM)
             accepted += int(taken.sum())
         self.w_UMK[rows], self.log_beta_UM[rows], self.log_nu_UM[rows] = w, log_beta, log_nu
-        return accepted / (SWEEPS * U * M)
+        return float(accepted / (SWEEPS * U * M))
 
 
 def in_chunks(rows: NDArray[np.int64], numbers_each: int) -> list[NDArray[np.int64]]:

@@ -91,6 +91,7 @@ def read_logprobs(tokens: Mapping[str, float], options: int) -> Floats | None:
 
 
 _SAID = re.compile(r"(?:answer|choice|option|response|prefer)\W+(?:is\W+|would be\W+)?\(?([A-Z])\b(?!['’])")
+_ALONE = re.compile(r"\b([AI](?!\s+(?!or\b|and\b)[a-z])|[B-HJ-Z])\b(?!['’])")
 
 
 def read_text(text: str, options: int) -> Floats | None:
@@ -104,8 +105,8 @@ def read_text(text: str, options: int) -> Floats | None:
     opening = re.match(r"\W*([A-Z])(?:[).:,\]*]|\s*\n|\s+-)", text)
     if opening and opening[1] in letters:
         return _one(letters.index(opening[1]), options)
-    # 'A' is an article too: before a word in small letters it is no choice.
-    alone = re.findall(rf"\b([{letters}])\b(?!['’])(?!\s+[a-z])", text)
+    # 'A' is an article too, and 'I' a pronoun: before a word in small letters they are no choice, but in 'A or B'.
+    alone = [one for one in _ALONE.findall(text) if one in letters]
     named = {one for one in _SAID.findall(text) if one in letters} or set(alone)
     return _one(letters.index(named.pop()), options) if len(named) == 1 else None
 

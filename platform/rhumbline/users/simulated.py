@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rhumbline.directions import Cone, Direction
 from rhumbline.errors import ConfigError, did_you_mean
-from rhumbline.users.posterior import TIE, A, Array, B, choice_probabilities
+from rhumbline.users.posterior import TIE, A, Array, B, ChoiceModel, choice_probabilities
 
+Traits = tuple[Array | np.float64, Array | np.float64]  # beta and nu, (U,) or one for all
 LAWS = ("uniform", "dirichlet", "clusters")
 # Shares and concentrations of system C's second population; the hundredth user is the uniform one.
 CLUSTERS: tuple[tuple[int, tuple[float, ...]], ...] = (
@@ -36,15 +37,25 @@ CLUSTERS: tuple[tuple[int, tuple[float, ...]], ...] = (
 class Manner:
     """How a simulated person answers."""
 
-    beta: float  # per standard deviation of reward along the direction
+    beta: float  # median; per standard deviation of reward along the direction
     lapse: float = 0.0  # share of answers that are chance
     nu: float = 0.0  # readiness to call a tie; 0: never
     wobble_deg: float = 0.0  # every answer goes by a direction this far from the person's own, root mean square
+    beta_spread: float = 0.0  # standard deviation of log beta from person to person
+    nu_spread: float = 0.0  # of log nu
 
 
+_EXPECTED = ChoiceModel()
 MANNERS: dict[str, Manner] = {
     "consistent": Manner(beta=3.0),
     "with_ties": Manner(beta=3.0, nu=0.5),
+    "assumed": Manner(  # people as the quiz expects them before the first answer
+        beta=_EXPECTED.beta,
+        lapse=_EXPECTED.lapse,
+        nu=_EXPECTED.nu,
+        beta_spread=_EXPECTED.beta_spread,
+        nu_spread=_EXPECTED.nu_spread,
+    ),
     "noisy": Manner(beta=1.5, lapse=0.05, nu=0.5),
     "inconsistent": Manner(beta=3.0, lapse=0.15, nu=0.5, wobble_deg=15.0),
 }
@@ -63,19 +74,31 @@ class SimulatedUser:
         return "a" if code == A else "b" if code == B else "tie"
 
 
-def answer_all(direction_UK: ArrayLike, d_UK: ArrayLike, manner: Manner, rng: np.random.Generator) -> NDArray[np.int64]:
-    """One answer of each person: A, B or TIE, (U,). Equal generators give equal luck, whatever is asked."""
+def answer_all(
+    direction_UK: ArrayLike, d_UK: ArrayLike, manner: Manner, rng: np.random.Generator, traits: Traits | None = None
+) -> NDArray[np.int64]:
+    """One answer of each person: A, B or TIE, (U,). Equal generators give equal luck, whatever is asked.
+
+    traits: each person's own beta and nu, from `traits_of`; by default everybody has the manner's.
+    """
     w_UK, d = np.asarray(direction_UK, dtype=np.float64), np.asarray(d_UK, dtype=np.float64)
+    beta_U, nu_U = (np.float64(manner.beta), np.float64(manner.nu)) if traits is None else traits
     luck_U, wobble_UK = rng.random(len(w_UK)), rng.standard_normal(w_UK.shape)  # always drawn
     if manner.wobble_deg > 0:
         wobble_UK -= np.einsum("uk,uk->u", wobble_UK, w_UK)[:, None] * w_UK
         w_UK = w_UK + math.tan(math.radians(manner.wobble_deg)) * wobble_UK / math.sqrt(w_UK.shape[1] - 1)
         w_UK = w_UK / np.linalg.norm(w_UK, axis=1, keepdims=True)
-    x_U = manner.beta * np.einsum("uk,uk->u", w_UK, d)
-    p_a, p_b, _ = choice_probabilities(x_U, manner.nu, manner.lapse, manner.nu > 0)
+    x_U = beta_U * np.einsum("uk,uk->u", w_UK, d)
+    p_a, p_b, _ = choice_probabilities(x_U, nu_U, manner.lapse, manner.nu > 0)
     # b first and a last on the unit interval, ties between: the same luck leans the same way for every question.
     out: NDArray[np.int64] = np.where(luck_U < p_b, B, np.where(luck_U >= 1 - p_a, A, TIE)).astype(np.int64)
     return out
+
+
+def traits_of(manner: Manner, rng: np.random.Generator, n: int) -> Traits:
+    """beta (n,) and nu (n,) of n persons of a manner, log-normal around its medians."""
+    beta_U = manner.beta * np.exp(manner.beta_spread * rng.standard_normal(n))
+    return beta_U, manner.nu * np.exp(manner.nu_spread * rng.standard_normal(n))
 
 
 def draw(law: str, cone: Cone, rng: np.random.Generator, n: int) -> Array:

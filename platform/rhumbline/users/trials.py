@@ -27,7 +27,7 @@ from rhumbline.users.pool import Matching, matched
 from rhumbline.users.posterior import Array, ChoiceModel, Particles, angles_deg
 from rhumbline.users.questions import CHOOSERS
 from rhumbline.users.quiz import STOP_DEG
-from rhumbline.users.simulated import MANNERS, answer_all, draw
+from rhumbline.users.simulated import MANNERS, answer_all, draw, traits_of
 
 TRIES = 8  # raw pairs drawn for every pair of a pool; matching drops most
 
@@ -112,6 +112,8 @@ def take(setting: Setting) -> Trial:
     """Let simulated people take the quiz. Equal settings give equal trials."""
     U, T = setting.persons, setting.limit if setting.questions is None else setting.questions
     truth_UK = draw(setting.law, setting.cone, np.random.default_rng([setting.seed, 0]), U)
+    manner = MANNERS[setting.manner]
+    traits = traits_of(manner, np.random.default_rng([setting.seed, 6]), U)
     d_UNK, everyone = pools(setting), np.arange(U)
     open_UN = np.ones(d_UNK.shape[:2], dtype=bool)
     person = Particles(
@@ -134,7 +136,7 @@ def take(setting: Setting) -> Trial:
         asked_UK = d_UNK[everyone, n_U]
         # Luck by person and number of the question alone, so that ways to choose are compared on the same luck.
         luck = np.random.default_rng([setting.seed, 4, t])
-        person.update(asked_UK, answer_all(truth_UK, asked_UK, MANNERS[setting.manner], luck))
+        person.update(asked_UK, answer_all(truth_UK, asked_UK, manner, luck, traits))
     return Trial(
         setting=setting,
         error_deg_TU=np.array(errors),
