@@ -14,9 +14,12 @@ started with: the same one is never started twice, and another one never under t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,7 @@ from rhumbline.rewards.model import RewardModel
 from rhumbline.serving.served import Served, recipe_of
 from rhumbline.serving.settings import Settings
 
+PROXY_S = 300.0  # for Serve's proxy to come up
 MARGIN_S = 30.0  # Serve's own timeout comes after ours, which has a proper answer
 Row = placement.Row
 
@@ -337,10 +341,38 @@ def check_room(plan: Plan, settings: Deploy, free: Mapping[str, float], nodes: S
 
 
 def start_serve(plan: Plan) -> None:
-    """Proxies as the plan wants them, where none run yet."""
-    from ray import serve
+    """Proxies as the plan wants them, where none run yet. Raises ResourceError where they do not come up.
 
-    serve.start(proxy_location="EveryNode", http_options=dict(plan.http))
+    Serve gives a proxy five seconds to start and then kills it, for ever again on a small machine that is busy.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+
+    patience = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
+    with contextlib.suppress(RayError):  # it waits a minute for the proxies, `_answers` longer
+        serve.start(
+            proxy_location="EveryNode",
+            http_options=dict(plan.http),
+            controller_options={"runtime_env": {"env_vars": patience}},
+        )
+    until = time.monotonic() + PROXY_S
+    while not _answers(f"{plan.url}/-/healthz"):
+        if time.monotonic() > until:
+            raise ResourceError(
+                f"Serve's proxy does not answer at {plan.url} after {PROXY_S:g} s: is the port taken (http.port), or the machine "
+                "overloaded? Its log is serve/proxy_*.log in Ray's"
+            )
+        time.sleep(1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except urllib.error.HTTPError:  # with no application a proxy says that it has no routes yet
+        return True
+    except OSError:
+        return False
 
 
 def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:

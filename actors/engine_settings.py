@@ -27,6 +27,7 @@ def engine_settings(policy: PolicyServing, folder: str) -> dict[str, Any]:
         known = _known()
         for key in policy.engine.keys() - known:
             raise ConfigError(f"policy.engine.{key}: vLLM has no such setting.{did_you_mean(key, known)}")
+    # GPUs are of other nodes, maybe; CPUs are taken to be like this one.
     engine: dict[str, Any] = {"dtype": "bfloat16" if policy.num_gpus else name_of(AUTO), **policy.engine}
     if policy.num_gpus == 0:
         model = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))

@@ -121,6 +121,7 @@ def policy_app(args: dict[str, Any]) -> serve.Application:
         "max_queued_requests": policy.max_queued_requests,
         "graceful_shutdown_timeout_s": args["drain_s"],
         "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_timeout_s": 30.0,  # a busy CPU answers late, and is healthy
         "logging_config": QUIET,
         "max_surge_percent": 100,  # `serve deploy` with other settings starts a replica before it stops one
         **scaled,

@@ -74,6 +74,11 @@ def engine_class() -> type[Any]:
     class CountingEngine(VLLMEngine):  # type: ignore[misc]  # Ray's classes are untyped
         counts = Counts()
 
+        async def start(self) -> None:
+            # The weights are a folder: there is nothing to download, and the task for it would import vLLM once more.
+            self.llm_config.get_or_create_callback().ctx.run_init_node = False
+            await super().start()
+
         def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
             parallel = vllm_engine_config.parallel_config
             if parallel.world_size == 1 and parallel.distributed_executor_backend == "mp":

@@ -9,6 +9,7 @@ with standing() as own:                # own: nobody else is here, and all of it
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -32,6 +33,7 @@ def standing() -> Iterator[bool]:
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # a line per request; the replicas' files have them
     session.start(dashboard=False)
     own = is_own()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # `roll_out` says what happens
     try:
         yield own
     finally:

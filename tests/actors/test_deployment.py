@@ -259,6 +259,7 @@ def test_what_serving_needs_of_rays_internals_is_there() -> None:
     import inspect
 
     from ray import serve
+    from ray.llm._internal.common.callbacks.base import CallbackCtx
     from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
     from ray.serve.context import _get_global_client
 
@@ -270,6 +271,7 @@ def test_what_serving_needs_of_rays_internals_is_there() -> None:
 
     assert serve_internals.with_version(Nobody, "v1").version == "v1"
     assert "raise_if_no_controller_running" in inspect.signature(_get_global_client).parameters
+    assert CallbackCtx().run_init_node is True
     parameters = inspect.signature(VLLMEngine._start_async_llm_engine).parameters
     assert list(parameters) == ["self", "vllm_engine_args", "vllm_engine_config", "placement_group"]
     counts = serve_internals.engine_class().counts

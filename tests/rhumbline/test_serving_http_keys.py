@@ -148,7 +148,7 @@ def test_everything_but_health_and_pages_needs_a_key(tmp_path: Path) -> None:
         "/v1/nothing",
         "/nothing",
         "/v1/steering/objectives",
-        "//health",
+        "http://testserver//health",
         "/health/",
     ):
         assert client.get(path).status_code == 401, path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_the_dial_by_keyboard(browser: Any) -> None:
         assert page.get_by_text("pulled back to here", exact=True).is_visible()
         page.get_by_role("button", name="concise").click()
         assert now() == "-37"
-        assert page.locator("#direction-words").inner_text() == "more helpful and shorter"
+        assert page.locator("#direction-words").inner_text() == "More helpful and shorter"
         assert "helpfulness 0.80 · verbosity −0.60" in page.locator("#direction-numbers").inner_text()
         # by mouse: straight down is the second objective at its least
         box = page.locator("svg.dial").bounding_box()
@@ -180,7 +181,7 @@ def test_the_link_has_the_direction_and_never_the_key(browser: Any, tmp_path: Pa
         assert dial.get_attribute("aria-valuenow") == "37"
         dial.focus()
         page.keyboard.press("ArrowUp")
-        page.wait_for_function("decodeURIComponent(location.hash).startsWith('#d=helpfulness=0.788,verbosity=0.616')")
+        playwright.expect(page).to_have_url(re.compile(r"#d=helpfulness=0\.788,verbosity=0\.616$"))
         for summary in page.locator("#elsewhere summary").all()[1:]:
             summary.click()
         assert key not in page.url + page.locator("#elsewhere").inner_text()

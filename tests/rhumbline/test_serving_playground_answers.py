@@ -45,7 +45,7 @@ def test_chat_streams_measures_and_claims_only_what_it_checked(browser: Any) -> 
         assert verbosity_of(sent) == pytest.approx(-0.6, abs=0.01)
         words = len(reply.locator(".text").inner_text().split())
         assert f"{words} words" in reply.inner_text()
-        assert "answered as more helpful and shorter (−37" in reply.inner_text()
+        assert "answered as more helpful and shorter (−36.9°)" in reply.inner_text()
         meter = reply.get_by_role("meter", name="verbosity")
         assert f"{2 * words}.0, below usual (30 to 70)" in str(meter.get_attribute("aria-valuetext"))
         assert "Moved in the asked direction: unclear from one answer." in reply.inner_text()
@@ -176,6 +176,7 @@ def test_the_quiz_narrows_the_wedge_and_saves_a_profile(browser: Any, tmp_path: 
         assert page.locator(".wedge-fill").count() == 0
         page.get_by_role("button", name="Start").click()
         quiz = page.locator("#quiz")
+        quiz.get_by_role("button", name="I prefer A").wait_for()
         halves = []
         while True:
             heading = quiz.locator("h3").inner_text()

@@ -170,6 +170,30 @@ def test_a_history_replaces_the_stated_preference(tmp_path: Path) -> None:
         people("preferences", path, history=lines(tmp_path / "n.jsonl", {"user_id": "x", "messages": []}))
 
 
+def test_one_id_with_two_preferences_is_two_people(tmp_path: Path) -> None:
+    row = {"user_id": "eve", "prompt": "How?", "options": ["Fly", "Sail"], "aligned_option": 1}
+    wants = ["no planes", "no planes", "no ships"]
+    path = lines(
+        tmp_path / "p.jsonl", *({**row, "id": f"p{i}", "profile": {"preference": want}} for i, want in enumerate(wants))
+    )
+    found = people("preferences", path)
+    assert [(user.id, user.profile["preference"]) for user in found.users] == [
+        ("eve", "no planes"),
+        ("eve-2", "no ships"),
+    ]
+    assert found.choices_UQ.tolist() == [[1, 1, MISSING], [MISSING, MISSING, 1]]
+
+    said = [{"role": "user", "content": "I swim."}], [{"role": "user", "content": "I walk."}]
+    past = lines(
+        tmp_path / "h.jsonl",
+        {"user_id": "eve", "profile": {"preference": "no ships"}, "messages": said[0]},
+        {"user_id": "eve", "profile": {"preference": "no aeroplanes"}, "messages": said[1]},
+    )
+    found = people("preferences", path, history=past)  # whose the second one is nobody can say
+    assert [user.history[0].content for user in found.users] == ["I swim."]
+    assert [one.id for one in found.questions] == ["p2"]
+
+
 def test_named_judges_of_comparisons(tmp_path: Path) -> None:
     pair = {"prompt": "Why?", "response_a": "Because.", "response_b": "Ask later."}
     swapped = {"prompt": "Why?", "response_a": "Ask later.", "response_b": "Because."}

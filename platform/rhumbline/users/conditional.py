@@ -72,7 +72,7 @@ def open_conditional(folder: str, head: str | None = None, *, trust_remote_code:
 def _place(folder: str, heads: Sequence[str], head: str | None) -> int:
     if head is None and len(heads) == 1:
         return 0
-    if head not in heads:
+    if head is None or head not in heads:
         said = "rewards_head is not given" if head is None else f"no head {head!r}.{did_you_mean(head, heads)}"
         raise ConfigError(f"{folder}: {said}, the model has {', '.join(heads)} (rewards_head)")
     return list(heads).index(head)

@@ -153,7 +153,8 @@ async def ask(
         base_url=endpoint.url, api_key=key_of(endpoint), timeout=endpoint.timeout_s, max_retries=endpoint.retries
     ) as client:
         # The shortest goes first and alone: a wrong setting shows once, and what refuses it refuses all.
-        left.sort(key=lambda one: sum(len(message["content"]) for message in one.body["messages"]))
+        lengths = [sum(len(message["content"]) for message in one.body["messages"]) for one in left]
+        left.insert(0, left.pop(lengths.index(min(lengths))))
         book.add(left[0], await _answer(client, endpoint, left[0], first=True))
         done, step = 1, max(1, len(left) // TOLD_EVERY)
         rest = iter(left[1:])

@@ -10,7 +10,10 @@ computed from the choices themselves (Polis' opinion groups): that goes to `User
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from rhumbline.config import users as config
@@ -21,6 +24,8 @@ from rhumbline.errors import DataError
 from rhumbline.records import Message
 from rhumbline.users.population import PASSED, Population, Question, User, of_answers
 from rhumbline.users.tastes import simulated
+
+logger = logging.getLogger(__name__)
 
 JUDGES = {"human": "a person", "model": "a language model"}  # of two-objective pairs, by the columns' first word
 
@@ -115,26 +120,47 @@ def two_objectives(people: config.TwoObjectives) -> Population:
 
 
 def stated(people: config.StatedPreferences) -> Population:
-    """A user who stated a preference, or whose conversation shows it, and the questions with options put to that user."""
-    past = {} if people.history is None else {str(row.get("user_id")): row for row in rows(people.history)}
-    users: dict[str, User] = {}
-    questions, answers = [], []
+    """A user who stated a preference, or whose conversation shows it, and the questions with options put to that user.
+
+    Rows of one user_id with different preferences are different people (PrefEval's ids are hashes, and a few collide). A
+    person whose conversation is not certain, because several have the id and none the preference, is left out and logged.
+    """
+    past: dict[str, list[Row]] = defaultdict(list)
+    for row in rows(people.history) if people.history is not None else ():
+        past[str(row.get("user_id"))].append(row)
+    users: dict[tuple[str, str], User] = {}
+    questions, answers, uncertain = [], [], 0
     for row in rows(people.path):
         options = tuple(map(str, _cell(row, "options", people.path)))
         choice = int(_cell(row, "aligned_option", people.path))
         if not 0 <= choice < len(options):
             raise DataError(f"{people.path}: aligned_option is {choice}, expected 0 to {len(options) - 1}")
         user, id_ = _user(row, people.path), str(_cell(row, "id", people.path))
-        if people.history is not None:
-            if user.id not in past:
-                raise DataError(f"{people.history}: no conversation of user {user.id!r} (people.history)")
-            said = turns(past[user.id].get("messages"), people.history)
-            user = User(id=user.id, history=said)  # and not the preference itself
-        if users.setdefault(user.id, user) != user:
-            raise DataError(f"{people.path}: user {user.id!r} has two profiles, expected the same in every row")
+        key = (user.id, str(user.profile.get("preference")))
+        if key not in users:
+            namesakes = sum(1 for known, _ in users if known == user.id)
+            user = replace(user, id=f"{user.id}-{namesakes + 1}") if namesakes else user
+            if people.history is not None:
+                said = _conversation(past[key[0]], key, people.history)
+                if said is None:
+                    uncertain += 1
+                    continue
+                user = User(id=user.id, history=said)  # and not the preference itself
+            users[key] = user
         questions.append(_question(id_, str(_cell(row, "prompt", people.path)), options, row))
-        answers.append((user.id, id_, choice))
+        answers.append((users[key].id, id_, choice))
+    if uncertain:
+        logger.info("%s: %d questions left out, whose person's conversation is not certain", people.path, uncertain)
     return of_answers(people.path, list(users.values()), questions, answers)
+
+
+def _conversation(found: Sequence[Row], key: tuple[str, str], where: str) -> tuple[Message, ...] | None:
+    """The turns of a person's conversation; None where several could be meant. Raises DataError where there is none."""
+    if not found:
+        raise DataError(f"{where}: no conversation of user {key[0]!r} (people.history)")
+    same = [row for row in found if (row.get("profile") or {}).get("preference") == key[1]]
+    sure = same[:1] or (found if len(found) == 1 else [])
+    return turns(sure[0].get("messages"), where) if sure else None
 
 
 def judges(people: config.Judges) -> Population:

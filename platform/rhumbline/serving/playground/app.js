@@ -77,6 +77,7 @@ function readout(store) {
     words.textContent = describe(effective, state.names);
     numbers.textContent = (k2 ? `${degrees(angleOf(effective))} · ` : "") + weightsText(effective, state.names);
     warning.hidden = !projected;
+    find("wedge-key").hidden = !state.wedge;
     if (!projected) return;
     const asked = k2 ? degrees(angleOf(requested)) : weightsText(requested, state.names);
     const range = k2 ? arc(state.region).map(degrees).join(" to ") : `${degrees(state.region.half)} around its middle`;

@@ -77,7 +77,7 @@ export function elsewhere(store) {
     const block = html("pre", { tabindex: 0, "aria-label": name }, code);
     const copy = html("button", { type: "button", class: "quiet", "aria-label": `Copy as ${name}` }, "Copy");
     copy.addEventListener("click", () => copyText(code, copy, name));
-    root.append(html("details", { open: i === 0 }, html("summary", {}, name), html("p", { class: "soft" }, hint), html("div", { class: "snippet" }, block, copy)));
+    root.append(html("details", { open: i === 0 }, html("summary", {}, name), html("div", { class: "snippet" }, html("p", { class: "soft" }, hint), copy), block));
     return { code, write };
   });
   store.subscribe((state) => {

@@ -156,7 +156,7 @@ export function quiz(store) {
     const heading = html("h3", { tabindex: -1 }, `Your direction: ${describe(v, names)}`);
     root.replaceChildren(
       heading,
-      html("p", {}, names.length === 2 ? `${number(angleOf(v), 0)}°, ` : "", `${spread(state)} (90 of 100 times), after ${plural(state.estimate.asked, "question")}.`),
+      html("p", {}, names.length === 2 ? `${number(angleOf(v), 0)}°, ` : "", `${spread(state)}: nine times in ten it lies there. Found by ${plural(state.estimate.asked, "answer")}.`),
       html("p", { class: "actions" }, button("Use this direction", () => use(v)), more, byHand(), button("Start again", () => step(start), { class: "quiet" })),
       save,
     );
