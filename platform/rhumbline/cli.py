@@ -32,6 +32,7 @@ from rhumbline.errors import EXIT_STOPPED, EXIT_USER_ERROR, RhumblineError, User
 
 if TYPE_CHECKING:
     from rhumbline import config
+    from rhumbline.config.users import UsersRecipe
     from rhumbline.fitting.recipe import RewardRecipe
 
 app = typer.Typer(
@@ -122,7 +123,9 @@ def recipes_ls() -> None:
         typer.echo(f"{entry.name:<30}{entry.title}")
 
 
-def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe | config.SftRecipe | config.SweepRecipe:
+def _load(
+    path: Path, overrides: list[str] | None
+) -> config.Run | RewardRecipe | config.SftRecipe | config.SweepRecipe | UsersRecipe:
     """A recipe of any job."""
     from rhumbline import config, recipes
 
@@ -135,6 +138,10 @@ def _load(path: Path, overrides: list[str] | None) -> config.Run | RewardRecipe 
         return config.load_sft(path, overrides or [])
     if raw.get("job") == "sweep":
         return config.load_sweep(path, overrides or [])
+    if raw.get("job") == "users":
+        from rhumbline.config import users
+
+        return users.load_users(path, overrides or [])
     return config.load(path, overrides or [], kind=config.JOBS.get(str(raw.get("job")), config.Recipe))
 
 
@@ -160,6 +167,7 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
     or a soup, the recipes that they run too. Exit code 2 with every fault by its path.
     """
     from rhumbline import config, plan, recipes
+    from rhumbline.config.users import UsersRecipe
 
     path = recipes.find(recipe)
     loaded = _load(path, overrides)
@@ -170,6 +178,9 @@ def recipes_check(recipe: Recipe, overrides: Overrides = None) -> None:
         config.try_space(loaded, lambda trial: plan.check(trial, dry_run=True), str(path))
         typer.echo(f"OK  {path}: {loaded.name}, over {', '.join(loaded.space)}, trials of {loaded.recipe}")
         _tell_elsewhere(plan.elsewhere(loaded.base()))
+        return
+    if isinstance(loaded, UsersRecipe):
+        typer.echo(f"OK  {path}: {loaded.name}, {loaded.people.kind}")
         return
     if not isinstance(loaded, config.Run):
         from rhumbline.fitting.absolute_labels import weighting

@@ -30,6 +30,7 @@ JOBS = {
     "grpo": "grpo",
     "soups": "soups",
     "sweeps": "sweep",
+    "users": "users",
 }
 _CHECKOUT = Path(__file__).resolve().parents[2]  # platform/rhumbline/recipes.py of an editable installation
 

@@ -90,6 +90,8 @@ def test_the_figure_has_a_panel_per_number_of_objectives() -> None:
     figure = curves_figure(rows)
     assert [axes.get_title() for axes in figure.axes] == ["K = 2", "K = 3"]
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]  # two methods and the quiz's limit
+    top = max(row["error_high"] for row in rows)
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] >= top for axes in figure.axes)  # nothing is cut off
 
 
 @pytest.mark.slow

@@ -209,10 +209,11 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.axvline(max(6, 3 * K), color=FAINT, linewidth=1.5, zorder=0)
         axes.set_title(f"K = {K}", fontsize=10)
         axes.set_xlabel("questions")
-        axes.set_ylim(bottom=0)
         if place == 0:
             axes.set_ylabel("median angular error, degrees")
             axes.legend(fontsize=8)
+    if first is not None:
+        first.set_ylim(bottom=0)  # of all panels, and once all lines are drawn: it ends the scaling
     return figure
 
 
