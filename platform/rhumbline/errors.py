@@ -15,6 +15,9 @@
     ├── TrainingError           a learner stopped: a loss that is NaN, a broken checkpoint, no samples left
     └── StoreError              the run directory cannot be written or read (full disk, broken shard)
 
+Defined beside the code that alone raises them: SteeringRefused (serving.requests), QuizError (users.quiz) and PeopleError
+(users.store), which are UserErrors with a `code`, and EngineError (serving.protocols).
+
 All of them carry plain strings in `args`, so they cross process borders (Ray pickles them) unchanged.
 """
 

@@ -57,6 +57,11 @@ def test_chat_streams_measures_and_claims_only_what_it_checked(browser: Any) -> 
         ask(page, "And at night?")
         assert [m["role"] for m in engine.requests[-1]["messages"]] == ["system", "user", "assistant", "user"]
         assert page.locator(".front-answer").count() == 1
+        page.get_by_text("How answers are sampled").click()
+        page.get_by_label("Best of").fill("3")  # a choice needs whole answers: nothing is streamed then
+        reply = ask(page, "In short?")
+        assert "stream" not in engine.requests[-1]
+        assert "words" in reply.locator(".facts").inner_text()
         shot(page, "chat")
 
 

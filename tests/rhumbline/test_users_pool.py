@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.rhumbline.store_runs import recipe
 
 from rhumbline import codecs
 from rhumbline.directions import Cone
@@ -16,6 +15,7 @@ from rhumbline.rewards.objectives import Calibration
 from rhumbline.steering import Steering
 from rhumbline.store import RunStore
 from rhumbline.users.pool import Matching, QuizItem, items_from_run, match, matched
+from tests.rhumbline.store_runs import recipe
 
 CONE = Cone(("a", "b"), (1.0, 0.0), 45.0)
 MEAN, STD = (50.0, 20.0), (10.0, 5.0)

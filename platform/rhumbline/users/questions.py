@@ -26,7 +26,7 @@ from rhumbline.users.posterior import Array, ChoiceModel, Particles, choice_prob
 Ints = NDArray[np.int64]
 Open = NDArray[np.bool_]
 Chooser = Callable[[Particles, Array, Open, np.random.Generator], Ints]
-SCORED_ON = 256  # particles that candidates are scored on: with all of them the quiz is no shorter
+SCORED_ON = 256  # particles that candidates are scored on; the study's figures are with these
 PRIOR_USERS = 256  # of the greedy choice
 
 
