@@ -113,7 +113,7 @@ def plan_of(served: Served, settings: Deploy) -> Plan:
     policies = {model: _policy(served, folder, settings, drain_s) for model, folder in weights}
     rewards = _rewards(served, settings, drain_s)
     serving = settings.ingress
-    http = {
+    http: dict[str, Any] = {
         "host": settings.http.host,
         "port": settings.http.port,
         "request_timeout_s": settings.http.request_timeout_s or limits.deadline_s + MARGIN_S,
@@ -384,9 +384,9 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     now = serving_now(plan.name)
     old = [app for app in now if app not in {a.name for a in plan.apps}]
     if settings.update == "replace":
-        for app in old:
-            say(f"stop    {app}")
-            serve.delete(app)
+        for name in old:
+            say(f"stop    {name}")
+            serve.delete(name)
         old = []
     for app in plan.apps[:-1]:
         if now.get(app.name) == "RUNNING":
@@ -396,9 +396,9 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     _start(plan.ingress, say, route_prefix="/", user_config=dict(plan.setting))
     if old:
         _quiet(plan)
-    for app in old:
-        say(f"drain   {app}")
-        serve.delete(app)
+    for name in old:
+        say(f"drain   {name}")
+        serve.delete(name)
 
 
 def _quiet(plan: Plan) -> None:

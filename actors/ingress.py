@@ -187,7 +187,8 @@ def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None)
     """
     serve_internals.check_ray()
     settings = IngressServing(**args["ingress"])
-    deployment = serve.deployment(serve.ingress()(Ingress)).options(
+    deployment: Any = serve.deployment(serve.ingress()(Ingress))
+    deployment = deployment.options(
         name=DEPLOYMENT,
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.num_cpus},
@@ -198,4 +199,5 @@ def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None)
         logging_config=QUIET,
         user_config=user_config or args["setting"],
     )
-    return serve_internals.with_version(deployment, f"rhumbline-{__version__}").bind()
+    app: serve.Application = serve_internals.with_version(deployment, f"rhumbline-{__version__}").bind()
+    return app

@@ -32,10 +32,11 @@ Kind = Literal["chat", "completions"]
 Body = dict[str, Any]
 
 
-class Policy(LLMServer):  # type: ignore[misc]  # Ray's classes are untyped
+class Policy(LLMServer):
     """`answer` for a whole answer, `stream` for its chunks; an OpenAI error object where vLLM refuses."""
 
-    async def __init__(self, llm_config: LLMConfig, *, stream_interval_s: float = 0.05) -> None:
+    async def __init__(self, llm_config: LLMConfig, *, stream_interval_s: float = 0.05) -> None:  # type: ignore[misc]
+        # Serve awaits constructors, and LLMServer's is one of these.
         self.stream_interval_s = stream_interval_s
         await super().__init__(llm_config, engine_cls=serve_internals.engine_class())
 
@@ -60,8 +61,9 @@ class Policy(LLMServer):  # type: ignore[misc]  # Ray's classes are untyped
 
     async def load(self) -> dict[str, int]:
         """{running, waiting}: of the scheduler, when it last worked; unfinished: of the front, now."""
-        counts = self.engine.counts
-        return {"running": counts.running, "waiting": counts.waiting, "unfinished": self.engine.unfinished()}
+        engine: Any = self.engine
+        counts = engine.counts
+        return {"running": counts.running, "waiting": counts.waiting, "unfinished": engine.unfinished()}
 
     async def pid(self) -> int:
         return os.getpid()

@@ -82,7 +82,7 @@ class HandleRewards:
     """Rewards over the handle of `rewards_app`."""
 
     def __init__(self, app: str) -> None:
-        self._handle = serve.get_deployment_handle(DEPLOYMENT, app)
+        self._handle: Any = serve.get_deployment_handle(DEPLOYMENT, app)
 
     async def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[tuple[float, ...]]:
         """(N, K) on 0-100. Raises EngineError: 503 where the reward model is not there, 500 where it cannot score one."""
@@ -121,17 +121,15 @@ def _pair(item: Item) -> tuple[Prompt, str]:
 def rewards_app(args: dict[str, Any]) -> serve.Application:
     """A Serve application of one reward model; what `serve run` calls. `args`: those of RewardServer, and drain_s."""
     serving = RewardServing(**args["serving"])
-    return (
-        serve.deployment(RewardServer)
-        .options(
-            name=DEPLOYMENT,
-            num_replicas=serving.replicas,
-            ray_actor_options={"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
-            max_ongoing_requests=4 * serving.max_batch,
-            max_queued_requests=16 * serving.max_batch,
-            logging_config=QUIET,
-            graceful_shutdown_timeout_s=args["drain_s"],
-            graceful_shutdown_wait_loop_s=1.0,
-        )
-        .bind(**{key: value for key, value in args.items() if key != "drain_s"})
-    )
+    deployment: Any = serve.deployment(RewardServer)
+    app: serve.Application = deployment.options(
+        name=DEPLOYMENT,
+        num_replicas=serving.replicas,
+        ray_actor_options={"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
+        max_ongoing_requests=4 * serving.max_batch,
+        max_queued_requests=16 * serving.max_batch,
+        logging_config=QUIET,
+        graceful_shutdown_timeout_s=args["drain_s"],
+        graceful_shutdown_wait_loop_s=1.0,
+    ).bind(**{key: value for key, value in args.items() if key != "drain_s"})
+    return app

@@ -71,25 +71,27 @@ def engine_class() -> type[Any]:
     """
     from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
-    class CountingEngine(VLLMEngine):  # type: ignore[misc]  # Ray's classes are untyped
+    class CountingEngine(VLLMEngine):
         counts = Counts()
 
         async def start(self) -> None:
             # The weights are a folder: there is nothing to download, and the task for it would import vLLM once more.
-            self.llm_config.get_or_create_callback().ctx.run_init_node = False
+            config: Any = self.llm_config
+            config.get_or_create_callback().ctx.run_init_node = False
             await super().start()
 
         def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
             parallel = vllm_engine_config.parallel_config
             if parallel.world_size == 1 and parallel.distributed_executor_backend == "mp":
                 parallel.distributed_executor_backend = "uni"
-            client = super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
+            client: Any = super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
             if client.logger_manager is not None:
                 client.logger_manager.stat_loggers.append(self.counts)
             return client
 
         def unfinished(self) -> int:
             """Requests that the front of the engine knows of."""
-            return int(self._engine_client.output_processor.get_num_unfinished_requests())
+            client: Any = self._engine_client
+            return int(client.output_processor.get_num_unfinished_requests())
 
     return CountingEngine

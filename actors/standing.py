@@ -38,8 +38,9 @@ def standing() -> Iterator[bool]:
         yield own
     finally:
         if own:
+            served: Any = serve  # the function is untyped
             with contextlib.suppress(Exception):  # what is left dies with the cluster
-                serve.shutdown()
+                served.shutdown()
         ray.shutdown()
 
 

@@ -60,7 +60,7 @@ def test_chat_streams_measures_and_claims_only_what_it_checked(browser: Any) -> 
         page.get_by_text("How answers are sampled").click()
         page.get_by_label("Best of").fill("3")  # a choice needs whole answers: nothing is streamed then
         reply = ask(page, "In short?")
-        assert "stream" not in engine.requests[-1]
+        assert (engine.requests[-1]["n"], engine.requests[-1]["stream"]) == (3, False)
         assert "words" in reply.locator(".facts").inner_text()
         shot(page, "chat")
 
