@@ -78,6 +78,9 @@ def test_the_pages_arithmetic_is_the_librarys(browser: Any) -> None:
                 },
             ) == pytest.approx(cone.axis, abs=2e-3)
         assert in_page(page, "directions", "m.fromText('o0=nonsense', ['o0', 'o1'])") is None
+        # The edge of a cone from -45 to 0 degrees as the wire tells it, with four decimals, is not outside of it.
+        edge = {"requested": [0.7071, -0.7072], "region": {"axis": [0.9239, -0.3827], "half": 22.5}}
+        assert in_page(page, "state", "m.aim(x).projected", edge) is False
         # Objective 0 is released at 0.6 and 1 is locked at 0.48: what is left for 2 is sqrt(1 - 0.36 - 0.2304) = 0.64.
         linked = in_page(page, "directions", "m.relink([0.8, 0.48, -0.36], 0, 0.6, new Set([1]))")
         assert linked == pytest.approx([0.6, 0.48, -0.64], abs=1e-9)

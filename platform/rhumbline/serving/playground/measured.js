@@ -1,9 +1,10 @@
 // What is known about one answer: its direction as the server took it, its length in words, its rewards.
 
-import { angleOf, fromWeights, toWeights } from "./directions.js";
+import { angleOf, fromWeights, normalise, toWeights } from "./directions.js";
 import { call } from "./api.js";
 import { html } from "./elements.js";
 import { meters } from "./meters.js";
+import { apart } from "./state.js";
 import { degrees, describe, plural, weightsText } from "./words.js";
 
 /** "more helpful, a little shorter (−20°)"; the weights are in the title. */
@@ -21,7 +22,7 @@ export function facts(state, steering, words, { stopped = false, named = false }
     { class: "facts" },
     html("b", {}, plural(words, "word")),
     effective && !named ? html("span", {}, "answered as ", directionName(effective, names)) : null,
-    effective && steering.projected ? html("span", { class: "flag" }, "pulled back into the trained range") : null,
+    effective && steering.projected && apart(normalise(fromWeights(steering.requested, names)), effective) ? html("span", { class: "flag" }, "pulled back into the trained range") : null,
     stopped ? html("span", { class: "flag" }, "stopped before its end") : null,
   );
 }

@@ -32,7 +32,7 @@ export function served(description, presets) {
     })),
     presets: presets.presets.map((preset) => ({
       name: preset.name,
-      direction: normalise(fromWeights(preset.effective ?? preset.weights, names)),
+      direction: normalise(fromWeights(preset.weights, names)),
     })),
     wedge: null, // [low, high] in degrees while the quiz has an opinion; two objectives
     points: [], // rewards of the latest answers, for the front: { label, rewards }
@@ -57,10 +57,14 @@ export function createStore(initial) {
   };
 }
 
+// The server tells directions with four decimals, so that one on the very edge of the cone may read as just outside.
+const ROUNDING_DEG = 0.05;
+export const apart = (a, b) => between(a, b) > ROUNDING_DEG;
+
 /** What was asked for, and what the server will make of it: { requested, effective, projected }. */
 export function aim({ requested, region }) {
-  const { direction, projected } = project(requested, region);
-  return { requested, effective: direction, projected };
+  const { direction } = project(requested, region);
+  return { requested, effective: direction, projected: apart(requested, direction) };
 }
 
 /** The preset that a direction is, or undefined. */
