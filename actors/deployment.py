@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -197,9 +198,9 @@ def _rewards(served: Served, settings: Deploy, drain_s: float) -> App | None:
         "policy": recipe.policy.initial,
         "serving": serving.model_dump(mode="json"),
         "trust_remote_code": trusted,
-        "drain_s": drain_s,
     }
     what = hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]
+    args["drain_s"] = drain_s  # not in the name: another deadline is no other reward model
     rows = (("rewards", serving.replicas, serving.num_cpus, serving.num_gpus),)
     return App(f"{app_name(served.name)}--rewards-{what}", "actors.reward_server:rewards_app", args, rows)
 
@@ -231,8 +232,6 @@ def merge(served: Served) -> None:
 
 
 def _cache() -> Path:
-    import os
-
     from rhumbline.learning.policy import CACHE_VARIABLE
 
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/rhumbline").expanduser()
@@ -247,6 +246,16 @@ def make_key(settings: Deploy, name: str) -> str:
         raise ConfigError("keys is null, so there is no file to keep a key's hash in: give keys=FILE")
     path.parent.mkdir(parents=True, exist_ok=True)
     return new_key(path, name)
+
+
+def take_key(settings: Deploy, name: str) -> None:
+    """Take a key away; servers that run notice within seconds. Raises UserError."""
+    from rhumbline.serving.keys import revoke
+
+    path = _key_file(settings)
+    if path is None:
+        raise ConfigError("keys is null, so there is no file that holds a key: give keys=FILE")
+    revoke(path, name)
 
 
 def check_keys(settings: Deploy) -> None:
@@ -382,6 +391,7 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     from ray import serve
 
     now = serving_now(plan.name)
+    before = _settings_in_force(plan) if now.get(plan.ingress.name) == "RUNNING" else []
     old = [app for app in now if app not in {a.name for a in plan.apps}]
     if settings.update == "replace":
         for name in old:
@@ -394,11 +404,30 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
             continue
         _start(app, say, route_prefix=None)
     _start(plan.ingress, say, route_prefix="/", user_config=dict(plan.setting))
+    refused = next((why for _, why in _states(plan) if why is not None), None) if before else None
+    if refused is not None:
+        _start(plan.ingress, say, route_prefix="/", user_config=dict(before[0]))
+        for app in plan.apps[:-1]:
+            if app.name not in now:
+                serve.delete(app.name)
+        raise ResourceError(f"{plan.ingress.name} keeps its setting, the new one was refused: {refused}")
     if old:
         _quiet(plan)
     for name in old:
         say(f"drain   {name}")
         serve.delete(name)
+
+
+def _states(plan: Plan) -> list[tuple[dict[str, Any] | None, str | None]]:
+    """The setting in force and why the newest one is not, of ingress replicas as calls find them."""
+    from ray import serve
+
+    handle: Any = serve.get_deployment_handle("ingress", plan.ingress.name)
+    return [handle.state.remote().result(timeout_s=60) for _ in range(3 * plan.ingress.rows[0][1])]
+
+
+def _settings_in_force(plan: Plan) -> list[dict[str, Any]]:
+    return [setting for setting, _ in _states(plan) if setting is not None]
 
 
 def _quiet(plan: Plan) -> None:
@@ -461,5 +490,9 @@ def write_config(plan: Plan, path: Path) -> Path:
     """`serve_config` as a file."""
     import yaml
 
-    durable.replace(path.absolute(), yaml.safe_dump(serve_config(plan), sort_keys=False).encode())
+    mask = os.umask(0o077)  # the database's address may hold a password, policy.env a token
+    try:
+        durable.replace(path.absolute(), yaml.safe_dump(serve_config(plan), sort_keys=False).encode())
+    finally:
+        os.umask(mask)
     return path

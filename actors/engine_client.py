@@ -25,6 +25,7 @@ from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
     RayServeException,
+    ReplicaUnavailableError,
     RequestCancelledError,
 )
 
@@ -56,6 +57,7 @@ class HandleEngine:
         # Once: every handle with options of its own listens to Serve's controller by itself.
         self._streaming = {app: handle.options(stream=True) for app, handle in self._handles.items()}
         self._ready = (float("-inf"), False)
+        self._probe: asyncio.Future[bool] | None = None
 
     async def chat(self, body: Body, *, request_id: str) -> Body:
         return await self._answer("chat", body, request_id)
@@ -74,6 +76,11 @@ class HandleEngine:
         asked, answer = self._ready
         if time.monotonic() - asked < READY_S:
             return answer
+        if self._probe is None or self._probe.done():  # one for all who ask meanwhile: nobody needs a key to ask
+            self._probe = asyncio.ensure_future(self._probed())
+        return await asyncio.shield(self._probe)
+
+    async def _probed(self) -> bool:
         answers = await asyncio.gather(*(_alive(handle) for handle in self._handles.values()))
         self._ready = (time.monotonic(), all(answers))
         return self._ready[1]
@@ -142,6 +149,8 @@ async def _alive(handle: Any) -> bool:
     response = handle.check_health.remote()
     try:
         await asyncio.wait_for(response, PROBE_S)
+    except BackPressureError:
+        return True  # it is busy, which only one that lives can be
     except (TimeoutError, RayError, RayServeException):
         with suppress(RayError, RayServeException):
             response.cancel()
@@ -153,7 +162,7 @@ def as_engine_error(error: BaseException, what: str = "engine") -> BaseException
     """What a client is told of whatever a handle raised. What is neither Ray's nor Serve's stays as it is."""
     if isinstance(error, BackPressureError):
         return EngineError(f"the queue of the {what} is full, come again", 503, "overloaded")
-    if isinstance(error, DeploymentUnavailableError):
+    if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
         return EngineError(f"the {what} is not there, come again", 503, "unavailable")
     if isinstance(error, RayActorError):
         return EngineError(f"the replica of the {what} died with this request, come again", 503, "replica_died")

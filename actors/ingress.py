@@ -29,6 +29,7 @@ from actors.reward_server import HandleRewards
 from rhumbline import __version__
 from rhumbline.config.deploy import IngressServing
 from rhumbline.errors import DataError
+from rhumbline.serving import access_log
 from rhumbline.serving.app import create_app
 from rhumbline.serving.keys import KeyRing
 from rhumbline.serving.protocols import Engine, Rewards
@@ -130,22 +131,39 @@ class Ingress:
 
     def __init__(self) -> None:
         self.current = Current()
+        self.setting: dict[str, Any] | None = None  # in force
+        self.refusal: str | None = None
         self._mirror: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Current:
         return self.current
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Raises, and keeps what it had, where the checkpoint, the keys or the users' database cannot be opened."""
-        setting = Setting(**user_config)
-        engine = HandleEngine(setting.targets)  # on the loop that its requests will come from
-        rewards = None if setting.rewards is None else HandleRewards(setting.rewards)
-        app = await asyncio.to_thread(built, setting, engine, rewards)
+        """Raises where the checkpoint, the keys or the users' database cannot be opened for the first setting. A later one that
+        cannot is refused: the one before goes on, because Serve would stop a replica that raises, and the next one as well.
+        """
+        log_beside_serve()
+        try:
+            setting = Setting(**user_config)
+            engine = HandleEngine(setting.targets)  # on the loop that its requests will come from
+            rewards = None if setting.rewards is None else HandleRewards(setting.rewards)
+            app = await asyncio.to_thread(built, setting, engine, rewards)
+        except Exception as e:  # whatever stands in the way of a new setting is no reason to end the old one
+            if self.setting is None:
+                raise
+            self.refusal = f"{type(e).__name__}: {e}"
+            logger.error("the new setting was refused, the one before goes on: %s", self.refusal)
+            return
         await self.current.install(app)
+        self.setting, self.refusal = user_config, None
         if self._mirror is not None:
             self._mirror.cancel()
         replica = serve.get_replica_context().replica_id.unique_id
         self._mirror = asyncio.create_task(mirror(app, replica, MIRROR_S))
+
+    async def state(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The setting in force, and why the newest one is not; None where it is."""
+        return self.setting, self.refusal
 
     async def retiring(self) -> int:
         """Settings before this one that still have requests: what they ask must not be taken away."""
@@ -153,6 +171,13 @@ class Ingress:
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+def log_beside_serve() -> None:
+    """The app's lines into the log of this replica: Serve sets up its own logger alone."""
+    for own in (access_log.access, access_log.failures):
+        own.setLevel(logging.INFO)
+        own.handlers, own.propagate = list(logger.handlers), not logger.handlers
 
 
 def built(setting: Setting, engine: Engine, rewards: Rewards | None) -> FastAPI:
@@ -193,6 +218,7 @@ def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None)
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.num_cpus},
         max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=args["drain_s"],
         graceful_shutdown_wait_loop_s=1.0,
         max_surge_percent=100,

@@ -29,6 +29,7 @@ def main(
     config: Annotated[Path | None, typer.Option(help="a YAML file of settings")] = None,
     checkpoint: Annotated[int | None, typer.Option(min=0, help="t, of a run; its newest by default")] = None,
     new_key: Annotated[str | None, typer.Option(metavar="NAME", help="make an API key, print it once, and end")] = None,
+    revoke_key: Annotated[str | None, typer.Option(metavar="NAME", help="take an API key away, and end")] = None,
     write_config: Annotated[
         Path | None, typer.Option(help="write what `serve run` and `serve deploy` take, and end")
     ] = None,
@@ -42,6 +43,10 @@ def main(
 
         if new_key is not None:
             print(deployment.make_key(settings, new_key))
+            return
+        if revoke_key is not None:
+            deployment.take_key(settings, revoke_key)
+            print(f"{revoke_key} opens nothing any more")
             return
         served = open_served(run_or_checkpoint, name=settings.name, checkpoint=checkpoint)
         plan = deployment.plan_of(served, settings)

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httpx
@@ -165,6 +166,36 @@ def test_without_a_reward_model_nothing_is_scored(opened: list[str]) -> None:
 def test_a_key_file_that_is_gone_is_refused(opened: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         built(setting(keys=str(tmp_path / "none.json")), FakeEngine(), None)
+
+
+def test_a_setting_that_cannot_be_opened_leaves_the_one_before(
+    opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr(ingress, "HandleEngine", lambda _: FakeEngine())
+    monkeypatch.setattr(ingress, "mirror", nothing)
+    monkeypatch.setattr(ingress, "log_beside_serve", lambda: None)  # other tests read the log
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
+    monkeypatch.setattr(ingress.serve, "get_replica_context", lambda: context)
+    good = setting().model_dump(mode="json")
+    bad = setting(keys=str(tmp_path / "none.json")).model_dump(mode="json")
+
+    async def run() -> None:
+        with pytest.raises(UserError, match="does not exist"):
+            await ingress.Ingress().reconfigure(bad)  # there is none before: Serve must hear of it
+        one = ingress.Ingress()
+        await one.reconfigure(good)
+        app = one.current._app
+        await one.reconfigure(bad)
+        in_force, why = await one.state()
+        assert (one.current._app, in_force) == (app, good)
+        assert why is not None
+        assert "does not exist" in why
+        await one.reconfigure(good)
+        assert (await one.state())[1] is None
+
+    asyncio.run(run())
 
 
 def test_a_setting_crosses_as_json_and_knows_no_other_key() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rhumbline.directions import angle_between_deg
@@ -137,6 +138,7 @@ def test_outside_the_cone_it_projects_or_refuses(client: TestClient) -> None:
         ({"n": 9}, "n", "too_large"),
         ({"steering": {"best_of": 17}}, "steering.best_of", "too_large"),
         ({"n": 8, "steering": {"best_of": 5}}, "n", "too_many_answers"),
+        ({"temperature": 0, "steering": {"best_of": 2}}, "steering.best_of", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"stream": True, "steering": {"best_of": 2}}, "steering.best_of", "best_of_cannot_stream"),
     ],
@@ -335,3 +337,23 @@ def test_a_bound_profile_steers_requests_that_say_nothing(engine: FakeEngine, tm
         assert ask(client, steering={"profile": "me"}).json()["steering"]["source"] == "body"
         client.delete("/v1/steering/profiles/me")
         assert ask(client).json()["steering"]["source"] == "default"
+
+
+def test_chats_go_on_without_the_database_and_quizzes_say_so(engine: FakeEngine, tmp_path: Any) -> None:
+    with People(f"sqlite:///{tmp_path}/people.sqlite") as people:
+        made = create_app(served(), engine, rewards=None, keys=None, people=people, settings=Settings())
+        client = TestClient(made)
+        weights = {"helpfulness": 0.8, "verbosity": -0.6}
+        client.put("/v1/steering/profiles/me", json={"weights": weights, "bind": True})
+        assert ask(client).json()["steering"]["source"] == "profile"
+
+        def lost(*_: Any) -> Any:
+            raise OperationalError("SELECT secret", {}, Exception("the server is gone"))
+
+        people.bound = people.get_profile = lost  # type: ignore[method-assign]  # a database that is gone in mid-air
+        service = made.state.service
+        service.bound.update({owner: (read - 60, profile) for owner, (read, profile) in service.bound.items()})
+        assert ask(client).json()["steering"]["source"] == "profile"  # as it was last known
+        refused = ask(client, steering={"profile": "other"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_database")
+        assert "secret" not in refused.text

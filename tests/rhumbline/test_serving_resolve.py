@@ -165,6 +165,7 @@ def test_verbosity_means_nothing_without_such_an_objective() -> None:
     other = Served.of(contract(names, Cone(names, (1, 1), 45)), name="other", folder=Path("nowhere"))
     one = resolve(Sources(verbosity="anything at all"), other)
     assert one.source == "default"
+    assert one.notes == ("verbosity was not used: this model has no objective of that name (quality, safety).",)
 
 
 def test_degrees_of_three_objectives() -> None:

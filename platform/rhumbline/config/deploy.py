@@ -77,7 +77,8 @@ class IngressServing(Section):
 
     replicas: int = Field(1, gt=0)
     num_cpus: float = Field(0.1, ge=0)
-    max_ongoing_requests: int = Field(512, gt=0)  # the proxy answers more with a plain 503
+    max_ongoing_requests: int = Field(512, gt=0)  # of a replica
+    max_queued_requests: int = Field(512, ge=0)  # of a proxy, beyond those; it answers more with a plain 503
 
 
 class Users(Section):

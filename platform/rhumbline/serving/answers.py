@@ -54,9 +54,16 @@ def positive(seed: int | None) -> int:
     return (seed or 0) % 2**63
 
 
-def possible(service: Service, resolved: Resolved, n: int, where: str = "steering") -> None:
+def possible(service: Service, resolved: Resolved, n: int, temperature: float | None, where: str = "steering") -> None:
     """Raises ApiError where the request's selection cannot be done here."""
     options = resolved.options
+    if temperature == 0 and options.best_of > 1 and options.neighbours_deg == 0:
+        raise ApiError(
+            400,
+            f"{where}.best_of: at temperature 0 all {options.best_of} answers would be the same: give a temperature",
+            param=f"{where}.best_of",
+            code="invalid_value",
+        )
     service.bounded("n", n, service.settings.max_n)
     service.bounded(f"{where}.best_of", options.best_of, service.settings.max_best_of)
     if options.needs_rewards and service.rewards is None:

@@ -43,7 +43,7 @@ def routes(service: Service) -> APIRouter:
             request, body=body.steering, metadata=body.metadata, verbosity=body.verbosity, alias=alias
         )
         asked = conversation(service, request, body.messages, _fields(service, body), body.n or 1, positive(body.seed))
-        possible(service, resolved, asked.n)
+        possible(service, resolved, asked.n, body.temperature)
         service.allow(request, answers=asked.n * resolved.options.best_of)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage

@@ -52,7 +52,7 @@ def routes(service: Service) -> APIRouter:
         service.text_fits(*prompts)
         fields = {**sampling(service, body), "add_special_tokens": False}  # the chat template has written them
         asked = [_asked(service, request, prompt, fields, body.n or 1, positive(body.seed)) for prompt in prompts]
-        possible(service, resolved, asked[0].n)
+        possible(service, resolved, asked[0].n, body.temperature)
         service.allow(request, answers=len(asked) * asked[0].n * resolved.options.best_of)
         about = exchange.of(request.scope)
         if service.settings.log_text:

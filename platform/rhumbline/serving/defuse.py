@@ -128,7 +128,8 @@ def _of_lines(objectives: Iterable[str]) -> list[Rule]:
     ours = _any_of(objectives)
     known = _any_of([*objectives, *ATTRIBUTES])
     hidden = f"[{_UNSEEN}]*"
-    term = rf"{ours}{hidden}\*{hidden}[-+\u2212]?{hidden}\d"
+    # The second gap belongs to the sign: two in a row would be matched in every way that they can share a long one.
+    term = rf"{ours}{hidden}\*{hidden}(?:[-+\u2212]{hidden})?\d"
     value = rf"{known}{hidden}:{hidden}[-+\u2212]?\d+"
     joined = rf"(?:{_GAP}*[-+\u2212,]{_GAP}*)"
     return [

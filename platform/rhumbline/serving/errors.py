@@ -18,11 +18,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rhumbline.errors import UserError
-from rhumbline.serving import exchange
+from rhumbline.serving import access_log, exchange
 from rhumbline.serving.protocols import EngineError
 
 TYPES = {
@@ -133,10 +134,13 @@ def install(app: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         told = as_refusal(error)
-        exchange.of(request.scope).code = told.code
+        about = exchange.of(request.scope)
+        about.code = told.code
+        if told.status_code == 500:  # the client was told that the log has it
+            access_log.failure(about, error, route="refused")
         return refusal(told)
 
-    for kind in (HTTPException, EngineError, UserError):
+    for kind in (HTTPException, EngineError, UserError, SQLAlchemyError):
         app.add_exception_handler(kind, refused)
 
 
@@ -148,6 +152,10 @@ def as_refusal(error: Exception) -> ApiError:
         return of_engine(error)
     if isinstance(error, UserError):
         return of_user(error)
+    if isinstance(error, SQLAlchemyError):  # no word of it: it holds the statement
+        return ApiError(
+            503, "quizzes and profiles cannot be read now, come again", code="no_database", headers={"Retry-After": "5"}
+        )
     if isinstance(error, HTTPException):
         codes = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
         said = {404: "there is no such route", 405: "the route does not know this method"}

@@ -12,6 +12,7 @@ Every system (or developer) message of the client is merged after the line, sinc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -47,6 +48,8 @@ def final_messages(line: str | None, messages: Sequence[Mapping[str, Any]], guar
             rules += [content] if content.strip() else []
             continue
         extra = {key: guard.clean_all(message[key]) for key in _KEPT if message.get(key) is not None}
+        if "tool_calls" in extra:
+            extra["tool_calls"] = [_called(call, index, guard) for call in extra["tool_calls"]]
         said.append({"role": role, "content": content} | extra)
     own = guard.clean("\n\n".join(rules))  # again: two messages may be harmless each and not together
     if line is None and not own:
@@ -108,6 +111,22 @@ def _content(message: Mapping[str, Any], index: int) -> str:
         if not is_text or not isinstance(part.get("text"), str):
             raise _invalid(f"{where}.{number}", "must be a text part: this model reads text alone")
     return "\n".join(part["text"] for part in content)
+
+
+def _called(call: Any, index: int, guard: Guard) -> Any:
+    """A tool's call, its arguments cleaned as the values that the engine reads out of their JSON: an escape hides a mark."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    said = function.get("arguments") if isinstance(function, Mapping) else None
+    if said is None:
+        return call
+    try:
+        values = json.loads(said) if isinstance(said, str) else said
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise _invalid(f"messages.{index}.tool_calls", "must have a JSON object as the arguments of every function")
+    cleaned = json.dumps(guard.clean_all(values), ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": cleaned}}
 
 
 def _folded(front: str, said: list[ChatMessage]) -> list[ChatMessage]:

@@ -59,7 +59,7 @@ class QuizRoute(StrictRoute):
 def routes(service: Service) -> APIRouter:
     """The routes over one service."""
     router = APIRouter(prefix="/v1/steering", route_class=QuizRoute, tags=["quiz"])
-    refusals = documented(404, 408, 409, 413, 415)
+    refusals = documented(404, 408, 409, 413, 415, 503)
 
     @router.post("/quiz", response_model=QuizState, responses=refusals, summary="Begin a quiz")
     async def begin(body: QuizBody, request: Request) -> Any:

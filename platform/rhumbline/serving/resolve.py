@@ -151,6 +151,11 @@ def _wishes(
         found.append(("alias", _text(sources.alias, "alias", served)))
     if sources.verbosity is not None and VERBOSITY in served.names:
         found.append(("verbosity", _turned(sources.verbosity, found[-1][1], served)))
+    elif sources.verbosity is not None:
+        notes = (
+            *notes,
+            f"verbosity was not used: this model has no objective of that name ({', '.join(served.names)}).",
+        )
     if sources.metadata is not None:
         found.append(("metadata", _text(sources.metadata, "metadata", served)))
     if sources.header is not None:

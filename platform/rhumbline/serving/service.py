@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fastapi import Request
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from rhumbline.directions import Direction
 from rhumbline.errors import did_you_mean
-from rhumbline.serving import exchange, metrics
+from rhumbline.serving import access_log, exchange, metrics
 from rhumbline.serving.alias import split
 from rhumbline.serving.echo import weights
 from rhumbline.serving.errors import ApiError
@@ -152,7 +153,10 @@ class Service:
             return None
         read, profile = self.bound.get(owner, (-BOUND_FRESH_S, None))
         if self.clock() - read >= BOUND_FRESH_S:
-            profile = await run_in_threadpool(self.people.bound, owner)
+            try:
+                profile = await run_in_threadpool(self.people.bound, owner)
+            except SQLAlchemyError as e:  # the profile as it was last known: chats go on without the database
+                access_log.failure(exchange.Exchange(request_id="-", owner=owner), e, route="profiles")
             self.bound[owner] = (self.clock(), profile)
         return profile
 

@@ -79,7 +79,7 @@ def routes(service: Service) -> APIRouter:
         # Each direction is settled by itself: the key's profile and headers are for requests that have one direction.
         settled = [await service.settle(request, body=one, header=False) for one in body.directions]
         for i, resolved in enumerate(settled):
-            possible(service, resolved, 1, f"directions.{i}")
+            possible(service, resolved, 1, body.temperature, f"directions.{i}")
         service.allow(request, answers=sum(resolved.options.best_of for resolved in settled))
         about, name = exchange.of(request.scope), service.served.name
         replies = await while_wanted(

@@ -29,7 +29,7 @@ from rhumbline.serving.exchange import Exchange
 from rhumbline.serving.protocols import Body, EngineError
 from rhumbline.serving.resolve import Resolved
 from rhumbline.serving.service import Service
-from rhumbline.serving.waiting import Deadline, EventStream, next_within, while_wanted
+from rhumbline.serving.waiting import Deadline, EventStream, next_within, while_wanted, within
 
 DONE = b"data: [DONE]\n\n"
 
@@ -113,12 +113,16 @@ async def _events(
         answers = ["".join(texts[i]) for i in range(asked.n)]
         if about.text is not None:
             about.text["answers"] = answers
-        rewards = await scored(service, asked.conversation, answers) if resolved.options.return_rewards else None
+        rewards = None
+        if resolved.options.return_rewards:
+            rewards = await within(scored(service, asked.conversation, answers), deadline)
         last = held or {"id": first.get("id"), "object": first.get("object"), "model": model, "choices": []}
         yield event(echo.with_steering(last, said(resolved, rewards, None)))
         yield DONE
     except (ApiError, EngineError, UserError) as e:
         refused = as_refusal(e)
+        if refused.status_code == 500:
+            access_log.failure(about, e, route="stream")
         about.ended = "deadline" if refused.status_code == 504 else "engine"
         yield _broken(about, refused)
         yield DONE

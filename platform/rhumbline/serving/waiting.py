@@ -67,9 +67,14 @@ async def while_wanted(request: Request, work: Coroutine[Any, Any, T], deadline:
 
 async def next_within(events: AsyncIterator[T], deadline: Deadline) -> T | None:
     """The next event, or None at the end. Raises ApiError (504) where the deadline passes."""
+    return await within(anext(events, None), deadline)
+
+
+async def within(work: Awaitable[T], deadline: Deadline) -> T:
+    """What `work` gives. Raises ApiError (504) where the deadline passes."""
     try:
         async with asyncio.timeout(deadline.left_s):
-            return await anext(events, None)
+            return await work
     except TimeoutError:
         raise deadline_passed(deadline.seconds) from None
 

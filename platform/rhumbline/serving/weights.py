@@ -5,8 +5,7 @@
 steering.json does not name the weights beside it. What it does name is the policy that training started from, and that can be
 looked at: an adapter carries the fingerprint of its base and must fit it tensor by tensor; full weights must have the base's
 configuration, names and shapes, a smallest matrix that training can have moved there, and must not be the base itself. It
-tells apart another model, another base and an untrained policy; not two checkpoints of one run, whose engines prove their
-weights by probe.json.
+tells apart another model, another base and an untrained policy; not two checkpoints of one run.
 """
 
 from __future__ import annotations

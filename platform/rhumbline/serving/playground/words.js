@@ -30,7 +30,8 @@ export const pole = (name, weight) => poles(name)[weight < 0 ? 0 : 1];
 
 /** A direction in words, the heaviest objective first; what hardly counts is left out. */
 export function describe(v, names) {
-  const order = names.map((_, i) => i).sort((a, b) => Math.abs(v[b]) - Math.abs(v[a]));
+  const weight = (i) => Math.round(Math.abs(v[i]) * 50); // near enough to equal is equal: the order of the names decides
+  const order = names.map((_, i) => i).sort((a, b) => weight(b) - weight(a));
   const strong = order.filter((i) => Math.abs(v[i]) >= 0.5).map((i) => pole(names[i], v[i]));
   const weak = order.filter((i) => Math.abs(v[i]) < 0.5 && Math.abs(v[i]) >= 0.15).map((i) => pole(names[i], v[i]));
   if (!strong.length) return join(weak);
