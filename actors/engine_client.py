@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -29,6 +28,7 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
+from actors.serve_internals import handle_of
 from rhumbline.serving.protocols import Body, EngineError
 
 DEPLOYMENT = "policy"  # of a policy's application
@@ -52,7 +52,7 @@ class HandleEngine:
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._targets = dict(targets)
         self._handles: dict[str, Any] = {
-            target.app: serve.get_deployment_handle(DEPLOYMENT, target.app) for target in self._targets.values()
+            target.app: handle_of(DEPLOYMENT, target.app) for target in self._targets.values()
         }
         # Once: every handle with options of its own listens to Serve's controller by itself.
         self._streaming = {app: handle.options(stream=True) for app, handle in self._handles.items()}

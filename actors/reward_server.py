@@ -17,6 +17,7 @@ from typing import Any
 from ray import serve
 
 from actors.engine_client import QUIET, as_engine_error
+from actors.serve_internals import handle_of
 from rhumbline import config
 from rhumbline.config.deploy import RewardServing
 from rhumbline.data.prompts import prompt_id_of
@@ -82,7 +83,7 @@ class HandleRewards:
     """Rewards over the handle of `rewards_app`."""
 
     def __init__(self, app: str) -> None:
-        self._handle: Any = serve.get_deployment_handle(DEPLOYMENT, app)
+        self._handle: Any = handle_of(DEPLOYMENT, app)
 
     async def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[tuple[float, ...]]:
         """(N, K) on 0-100. Raises EngineError: 503 where the reward model is not there, 500 where it cannot score one."""

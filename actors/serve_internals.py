@@ -35,6 +35,15 @@ def with_version(deployment: Any, version: str) -> Any:
     return deployment.options(version=version, _internal=True)
 
 
+def handle_of(deployment: str, app: str) -> Any:
+    """A handle of a deployment that may not be there yet: requests wait for it. With `serve run FILE` all applications start at
+    once, and Serve's public function would let the ingress fail for good where the policy is a second later.
+    """
+    from ray import serve
+
+    return serve.get_deployment_handle(deployment, app, _check_exists=False)
+
+
 def http_options() -> Any | None:
     """The options of the proxies that run, `ray.serve.config.HTTPOptions`; None where Serve does not run yet."""
     from ray.serve.context import _get_global_client

@@ -270,6 +270,7 @@ def test_what_serving_needs_of_rays_internals_is_there() -> None:
         pass
 
     assert serve_internals.with_version(Nobody, "v1").version == "v1"
+    assert "_check_exists" in inspect.signature(serve.get_deployment_handle).parameters
     assert "raise_if_no_controller_running" in inspect.signature(_get_global_client).parameters
     assert CallbackCtx().run_init_node is True
     parameters = inspect.signature(VLLMEngine._start_async_llm_engine).parameters

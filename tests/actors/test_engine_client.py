@@ -69,7 +69,7 @@ class Handle:
 
 def engine(monkeypatch: pytest.MonkeyPatch, answers: Any) -> tuple[HandleEngine, Handle]:
     handle = Handle(answers)
-    monkeypatch.setattr(engine_client.serve, "get_deployment_handle", lambda _name, _app: handle)
+    monkeypatch.setattr(engine_client, "handle_of", lambda _name, _app: handle)
     return HandleEngine({"smol": Target(app="smol--1", model="smol-1")}), handle
 
 

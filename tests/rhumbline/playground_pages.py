@@ -105,7 +105,8 @@ def ask(page: Any, text: str) -> Any:
     page.fill("#chat-text", text)
     page.keyboard.press("Enter")
     reply = page.locator(".reply").nth(count)
-    reply.locator(".verdict, .measured > .soft").last.wait_for()
+    reply.locator(".verdict, .measured > .soft, [role=alert]").last.wait_for()
+    assert reply.get_by_role("alert").all_inner_texts() == []
     playwright.expect(reply.locator(".measured")).not_to_have_text("Scoring…")
     return reply
 

@@ -115,10 +115,10 @@ def _content(message: Mapping[str, Any], index: int) -> str:
 
 def _called(call: Any, index: int, guard: Guard) -> Any:
     """A tool's call, its arguments cleaned as the values that the engine reads out of their JSON: an escape hides a mark."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    said = function.get("arguments") if isinstance(function, Mapping) else None
-    if said is None:
+    function: Any = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or function.get("arguments") is None:
         return call
+    said = function["arguments"]
     try:
         values = json.loads(said) if isinstance(said, str) else said
     except ValueError:
