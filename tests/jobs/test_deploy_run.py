@@ -138,7 +138,8 @@ def test_a_client_that_leaves_frees_its_slot(served: Served, stream: bool) -> No
         if stream:
             answer = http.send(request, stream=True)
             assert answer.status_code == 200, answer.read()
-            assert next(answer.iter_lines()).startswith("data: ")
+            lines = answer.iter_lines()  # kept: the connection closes with it
+            assert next(lines).startswith("data: ")
             assert served.load()["unfinished"] == before + 1
             answer.close()
         else:
