@@ -275,6 +275,7 @@ class Crew:
         """
         contract, out = steering.read(folder), self.store.checkpoint_dir(t)
         contract.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
+        contract.require_weights(folder)
         if contract.initial != self.recipe.policy.initial:
             raise CodecError(
                 f"{folder} was trained from {contract.initial}, the recipe starts from {self.recipe.policy.initial} "

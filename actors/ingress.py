@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -22,11 +23,11 @@ from ray import serve
 from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
+import rhumbline
 from actors import serve_internals
 from actors.engine_client import QUIET, HandleEngine, Target
 from actors.replica_metrics import mirror
 from actors.reward_server import HandleRewards
-from rhumbline import __version__
 from rhumbline.config.deploy import IngressServing
 from rhumbline.errors import DataError
 from rhumbline.serving import access_log
@@ -225,5 +226,15 @@ def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None)
         logging_config=QUIET,
         user_config=user_config or args["setting"],
     )
-    app: serve.Application = serve_internals.with_version(deployment, f"rhumbline-{__version__}").bind()
+    app: serve.Application = serve_internals.with_version(deployment, code_version()).bind()
     return app
+
+
+def code_version() -> str:
+    """Of what a replica runs: another Rhumbline, or an edited checkout, replaces replicas, and nothing else does."""
+    digest = hashlib.sha256()
+    for package in (Path(rhumbline.__file__).parent, Path(__file__).parent):
+        for file in sorted(package.rglob("*")):
+            if file.suffix in (".py", ".js", ".css", ".html", ".svg"):
+                digest.update(f"{file.relative_to(package)}".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return f"rhumbline-{rhumbline.__version__}-{digest.hexdigest()[:12]}"

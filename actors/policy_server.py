@@ -26,6 +26,7 @@ from actors.engine_client import QUIET
 from actors.engine_settings import engine_settings, environment
 from rhumbline.config.deploy import PolicyServing
 from rhumbline.errors import ConfigError
+from rhumbline.serving.protocols import UNNAMED
 
 DEPLOYMENT = "policy"
 Kind = Literal["chat", "completions"]
@@ -42,7 +43,7 @@ class Policy(LLMServer):
 
     async def answer(self, kind: Kind, body: Body, request_id: str) -> Body:
         """The completion object. Cancelling it frees the request's slot."""
-        request = _request(kind, {**body, "stream": False}, request_id)
+        request = _request(kind, self._bounded({**body, "stream": False}), request_id)
         if isinstance(request, dict):
             return request
         async for item in await getattr(self, kind)(request):
@@ -51,13 +52,19 @@ class Policy(LLMServer):
 
     async def stream(self, kind: Kind, body: Body, request_id: str) -> AsyncIterator[list[str | Body]]:
         """Server-sent events as vLLM writes them, some at a time. A refusal is a dictionary with `error`."""
-        request = _request(kind, {**body, "stream": True}, request_id)
+        request = _request(kind, self._bounded({**body, "stream": True}), request_id)
         if isinstance(request, dict):
             yield [request]
             return
         events = await getattr(self, kind)(request)
         async for batch in together(_flat(events), self.stream_interval_s):
             yield batch
+
+    def _bounded(self, body: Body) -> Body:
+        """vLLM refuses a bound beyond its context, also where it is not the client's."""
+        most = body.pop(UNNAMED, None)
+        engine: Any = self.engine
+        return body if most is None else {**body, "max_tokens": min(most, engine.longest())}
 
     async def load(self) -> dict[str, int]:
         """{running, waiting}: of the scheduler, when it last worked; unfinished: of the front, now."""

@@ -52,6 +52,17 @@ def http_options() -> Any | None:
     return None if client is None else client.http_config
 
 
+def routes() -> dict[str, str]:
+    """Serve's applications that a proxy leads to -> their route prefix; those that only handles reach are left out."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    found: dict[str, dict[str, Any]] = client.get_serve_details()["applications"]
+    return {name: str(app["route_prefix"]) for name, app in found.items() if app.get("route_prefix")}
+
+
 class Counts:
     """A stat logger of vLLM that keeps the scheduler's last figures, for whoever asks a replica how busy its engine is.
 
@@ -102,5 +113,10 @@ def engine_class() -> type[Any]:
             """Requests that the front of the engine knows of."""
             client: Any = self._engine_client
             return int(client.output_processor.get_num_unfinished_requests())
+
+        def longest(self) -> int:
+            """Tokens of a prompt and its answer together."""
+            client: Any = self._engine_client
+            return int(client.model_config.max_model_len)
 
     return CountingEngine

@@ -58,14 +58,15 @@ def main(
         if write_config is not None:
             print(f"wrote {deployment.write_config(plan, write_config)}: serve run {write_config}")
             return
+        from actors import updating
         from actors.standing import room, standing, wait
         from cluster.session import nodes
 
         with standing() as own:
-            deployment.check_proxy(plan)
-            deployment.check_room(plan, settings, room(settings.update), nodes())
-            deployment.start_serve(plan)
-            deployment.roll_out(plan, settings)
+            updating.check_proxy(plan)
+            updating.check_room(plan, settings, room(settings.update), nodes())
+            updating.start_serve(plan)
+            updating.roll_out(plan, settings)
             print(f"serving {plan.name} at {plan.url}/v1, playground at {plan.url}/playground/", flush=True)
             if own:
                 print("Ctrl-C stops it", flush=True)

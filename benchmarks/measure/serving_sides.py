@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import deployment
+from actors import deployment, updating
 from actors.engine_settings import engine_settings, environment
 from actors.standing import room, standing
 from cluster.session import nodes
@@ -50,10 +50,10 @@ def ours(settings: Deploy, source: str = "embedded") -> Iterator[Ours]:
     plan = deployment.plan_of(served, settings)
     deployment.merge(served)
     with standing():
-        deployment.check_proxy(plan)
-        deployment.check_room(plan, settings, room(settings.update), nodes())
-        deployment.start_serve(plan)
-        deployment.roll_out(plan, settings)
+        updating.check_proxy(plan)
+        updating.check_room(plan, settings, room(settings.update), nodes())
+        updating.start_serve(plan)
+        updating.roll_out(plan, settings)
         (policy,) = plan.policies
         yield Ours(f"{plan.url}/v1", served, Path(policy.args["folder"]), policy.name)
 

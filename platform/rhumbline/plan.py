@@ -288,7 +288,9 @@ def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
         model.source_of(recipe.evaluation.win_rate.head, "evaluation.win_rate.head")
     folder = _adapter(recipe)
     if folder is not None:
-        steering.read(folder).require(objectives=names, codec=codec, reward_model=model.id)
+        contract = steering.read(folder)
+        contract.require(objectives=names, codec=codec, reward_model=model.id)
+        contract.require_weights(folder)
 
 
 def elsewhere(recipe: Run) -> list[str]:

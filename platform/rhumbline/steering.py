@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,27 @@ class Steering:
     iteration: int  # t
     initial: str  # the policy that training started from, as the recipe names it
     presets: Mapping[str, Mapping[str, float]]
+    weights: str | None = field(
+        default=None, compare=False
+    )  # learning.policy.fingerprint of those beside it; None: unsaid
     format: int = FORMAT
 
     def write(self, folder: str | Path) -> Path:
-        """Write `folder`/steering.json atomically."""
+        """Write `folder`/steering.json atomically, with the fingerprint of the weights that are there."""
         path = Path(folder) / FILE
-        replace(path, (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+        data = asdict(self) | {"weights": _fingerprint(Path(folder))}
+        replace(path, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
         return path
+
+    def require_weights(self, folder: str | Path) -> None:
+        """Raises CodecError where the weights in `folder` are not those that this was written beside."""
+        found = _fingerprint(Path(folder))
+        if self.weights is not None and found != self.weights:
+            has = "no weights" if found is None else f"the weights {found[:12]}"
+            raise CodecError(
+                f"{folder} holds {has}, and its {FILE} was written for {self.weights[:12]} (fingerprints): the two are of "
+                "different checkpoints, or the weights were changed since. Copy a checkpoint's folder as a whole"
+            )
 
     def make_codec(self) -> Codec:
         """The codec that the policy was trained with. Raises CodecError where this Rhumbline speaks another version."""
@@ -76,13 +90,19 @@ class Steering:
             )
 
 
+def _fingerprint(folder: Path) -> str | None:
+    from rhumbline.learning.policy import fingerprint  # torch is not needed to read a contract
+
+    return fingerprint(folder) if any(folder.glob("*.safetensors")) else None
+
+
 def read(folder: str | Path) -> Steering:
     """The steering.json of a checkpoint. Raises CodecError where there is none or it is of another format."""
     path = Path(folder) / FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Steering)}
-        if data.get("format") != FORMAT or set(data) != known:
+        if data.get("format") != FORMAT or set(data) | {"weights"} != known:
             raise CodecError(
                 f"{path}: format {data.get('format')} with keys {sorted(data)}, this Rhumbline reads format {FORMAT}"
             )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from actors import deployment, engine_settings, serve_internals
+from actors import deployment, engine_settings
 from actors.deployment import Plan
 from rhumbline.config.deploy import Deploy, load_deploy
-from rhumbline.errors import CodecError, ConfigError, ResourceError, UserError
+from rhumbline.errors import CodecError, ConfigError, UserError
 from rhumbline.learning.precision import AUTO, name_of
 from rhumbline.rewards.model import RewardModel
 from rhumbline.serving.mixtures import Mixture
@@ -148,66 +147,7 @@ def test_what_is_asked_for_stands(weights: Path) -> None:
     assert (asked["max_num_batched_tokens"], asked["enable_chunked_prefill"]) == (8192, True)
 
 
-# --- the cluster ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Serve's applications, as the test wants them."""
-    now: dict[str, str] = {}
-    monkeypatch.setattr(deployment, "serving_now", lambda _name: now)
-    return now
-
-
-def test_room_is_needed_for_what_does_not_run_yet(weights: Path, running: dict[str, str]) -> None:
-    made, wanted = plan(weights, "policy.num_cpus=1"), settings("policy.num_cpus=1")
-    nodes = [{"CPU": 2.0}]
-    deployment.check_room(made, wanted, {"CPU": 1.1}, nodes)
-    with pytest.raises(ResourceError, match=r"CPU: wanted 1\.1, the cluster has 0\.5") as refused:
-        deployment.check_room(made, wanted, {"CPU": 0.5}, nodes)
-    assert "add nodes" in str(refused.value)
-    running |= dict.fromkeys((app.name for app in made.apps), "RUNNING")
-    deployment.check_room(made, wanted, {"CPU": 0.0}, nodes)  # all of it is there
-
-
-def test_a_rolling_update_needs_room_for_two(weights: Path, running: dict[str, str]) -> None:
-    made, wanted = plan(weights, "policy.num_cpus=1"), settings("policy.num_cpus=1")
-    running |= {"smol": "RUNNING", "smol--old": "RUNNING"}
-    with pytest.raises(ResourceError, match="room for both versions at once") as refused:
-        deployment.check_room(made, wanted, {"CPU": 0.9}, [{"CPU": 2.0}])
-    assert "update=replace" in str(refused.value)
-    deployment.check_room(made, wanted, {"CPU": 1.0}, [{"CPU": 2.0}])
-
-
-def test_proxies_that_would_cut_requests_off_are_refused(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.serve.config import HTTPOptions
-
-    made = plan(weights, "http.port=8123")
-
-    others: dict[str, Any] = {}
-    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=others))
-
-    def have(**options: Any) -> None:
-        monkeypatch.setattr(serve_internals, "http_options", lambda: HTTPOptions(host="127.0.0.1", **options))
-
-    monkeypatch.setattr(serve_internals, "http_options", lambda: None)
-    deployment.check_proxy(made)
-    have(port=8123)  # without a timeout
-    deployment.check_proxy(made)
-    have(port=8123, request_timeout_s=400)
-    deployment.check_proxy(made)
-    have(port=8123, request_timeout_s=300)
-    with pytest.raises(ResourceError, match="request_timeout_s 300, and the deadline of a request needs 330"):
-        deployment.check_proxy(made)
-    have(port=8000, request_timeout_s=400)
-    with pytest.raises(ResourceError, match=r"listens on 127\.0\.0\.1:8000"):
-        deployment.check_proxy(made)
-    others |= {"smol": None, "smol--1": None}
-    have(port=8123)
-    deployment.check_proxy(made)
-    others |= {"big": None, "big--1": None}
-    with pytest.raises(ResourceError, match=r"serves big at / already.*name=big"):
-        deployment.check_proxy(made)
+# --- for `serve run` --------------------------------------------------------------------------------------------------
 
 
 def test_the_written_config_is_one_that_serve_takes(weights: Path, tmp_path: Path) -> None:
@@ -248,41 +188,7 @@ def test_the_users_database_lies_at_home(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / ".config" / "rhumbline").is_dir()
     assert deployment.users_url(load_deploy(["users.url=postgresql://db/x"])) == "postgresql://db/x"
     assert deployment.users_url(load_deploy(["users.url=null"])) is None
-
-
-# --- what Ray does not promise ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow  # imports vLLM
-@pytest.mark.filterwarnings("ignore")
-def test_what_serving_needs_of_rays_internals_is_there() -> None:
-    import inspect
-
-    from ray import serve
-    from ray.llm._internal.common.callbacks.base import CallbackCtx
-    from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-    from ray.serve.context import _get_global_client
-
-    serve_internals.check_ray()
-
-    @serve.deployment
-    class Nobody:
-        pass
-
-    assert serve_internals.with_version(Nobody, "v1").version == "v1"
-    assert "_check_exists" in inspect.signature(serve.get_deployment_handle).parameters
-    assert "raise_if_no_controller_running" in inspect.signature(_get_global_client).parameters
-    assert CallbackCtx().run_init_node is True
-    parameters = inspect.signature(VLLMEngine._start_async_llm_engine).parameters
-    assert list(parameters) == ["self", "vllm_engine_args", "vllm_engine_config", "placement_group"]
-    counts = serve_internals.engine_class().counts
-    from vllm.v1.metrics.stats import SchedulerStats
-
-    counts.record(SchedulerStats(num_running_reqs=3, num_waiting_reqs=1, num_skipped_waiting_reqs=1), None)
-    assert (counts.running, counts.waiting) == (3, 2)
-
-
-def test_another_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_internals.ray, "__version__", "2.70.1")
-    with pytest.raises(ResourceError, match=r"from 2.60 below 2.62.*this is 2.70.1"):
-        serve_internals.check_ray()
+    with pytest.raises(ConfigError, match=r"postgresql://me:\*\*\*@db/x.*RHUMBLINE_USERS_PASSWORD"):
+        deployment.users_url(load_deploy(["users.url=postgresql://me:secret@db/x"]))
+    with pytest.raises(ConfigError, match=r"users\.url"):
+        deployment.users_url(load_deploy(["users.url=nonsense"]))

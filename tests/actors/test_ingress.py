@@ -249,3 +249,16 @@ def test_a_replicas_figures_are_repeated_by_what_they_rose(monkeypatch: pytest.M
     assert [entry[:2] for entry in Told.all["busy"]] == [("set", 2.0)] * 3
     assert Told.all["took_seconds_bucket"][0] == ("inc", 1.0, {"le": "1.0", "replica": "r1"})
     assert not any(name.endswith("_created") for name in Told.all)
+
+
+def test_an_edited_checkout_is_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "rhumbline"
+    (package / "playground").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    page = package / "playground" / "app.js"
+    page.write_text("1")
+    monkeypatch.setattr(ingress.rhumbline, "__file__", str(package / "__init__.py"))
+    before = ingress.code_version()
+    assert ingress.code_version() == before
+    page.write_text("2")
+    assert ingress.code_version() != before

@@ -229,6 +229,22 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_who_wrote_them(tmp_path):
     assert fingerprint(base) != before
 
 
+def test_a_fingerprint_sees_a_single_matrix_that_moved(tmp_path):
+    base = tiny_policy(tmp_path / "base")
+    before, file = fingerprint(base), base / "model.safetensors"
+    original = load_file(file)
+    seen = {before}
+    for name in original:
+        moved = {key: tensor.clone() for key, tensor in original.items()}
+        moved[name] += 0.5
+        save_file(moved, file, metadata={"format": "pt"})
+        seen.add(fingerprint(base))
+    assert len(seen) == len(original) + 1
+    file.write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be read as safetensors"):
+        fingerprint(base)
+
+
 # --- the fused LoRA ---------------------------------------------------------------------------------------------------
 
 

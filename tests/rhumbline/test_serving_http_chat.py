@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from rhumbline.directions import angle_between_deg
 from rhumbline.serving.app import create_app
-from rhumbline.serving.protocols import EngineError
+from rhumbline.serving.protocols import UNNAMED, EngineError
 from rhumbline.serving.settings import Settings
 from rhumbline.users.store import People
 from tests.rhumbline.serving_fakes import NAMES, REQUEST, FakeEngine, FakeRewards, served, verbosity_of
@@ -171,6 +171,15 @@ def test_known_fields_reach_the_engine_and_others_stop_here(client: TestClient, 
     sent = engine.requests[0]
     assert {name: sent[name] for name in passed} == passed
     assert not set(sent) & {*held, "steering", "top_p", "stream_options"}
+
+
+def test_a_request_that_names_no_bound_has_the_servers(client: TestClient, engine: FakeEngine) -> None:
+    assert ask(client).status_code == ask(client, max_tokens=7).status_code == 200
+    assert ask(client, max_completion_tokens=8).status_code == 200
+    assert client.post("/v1/completions", json={"model": "smol", "prompt": "a"}).status_code == 200
+    compared = {"messages": [{"role": "user", "content": "a"}], "directions": [{}, {}]}
+    assert client.post("/v1/steering/compare", json=compared).status_code == 200
+    assert [request.get(UNNAMED) for request in engine.requests] == [4096, None, None, 4096, 4096, 4096]
 
 
 def test_typos_get_a_did_you_mean(client: TestClient) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rhumbline.serving.app import create_app
 from rhumbline.serving.keys import KeyFileError, KeyRing, new_key, revoke
 from rhumbline.serving.limits import LimitedError, Limiter
 from rhumbline.serving.settings import Settings
-from tests.rhumbline.serving_fakes import REQUEST, FakeEngine, running, served
+from tests.rhumbline.serving_fakes import REQUEST, FakeEngine, FakeRewards, running, served
 
 CHAT = "/v1/chat/completions"
 
@@ -52,7 +54,7 @@ def test_a_key_file_holds_no_key_and_is_its_owners_alone(tmp_path: Path) -> None
     assert ring.owner(key[:-1]) is None
     assert ring.owner("") is None
     assert ring.owner("\ud800") is None
-    assert [file.name for file in tmp_path.iterdir()] == ["keys.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_every_entry_is_compared_whichever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +185,27 @@ def test_a_key_pays_for_every_answer_and_waits_for_its_debt() -> None:
         limiter.enter("a")
     with pytest.raises(LimitedError):
         limiter.enter("a")
+
+
+def test_an_answer_that_is_scored_costs_as_much_as_one_that_is_asked_for() -> None:
+    limits = Settings(burst=10, requests_per_minute=1)
+    app = create_app(served(), FakeEngine(), rewards=FakeRewards(), keys=None, people=None, settings=limits)
+    client = TestClient(app)
+    item = {"messages": [{"role": "user", "content": "a"}], "response": "b"}
+    assert client.post("/v1/rewards", json={"items": [item] * 10}).status_code == 200
+    refused = client.post("/v1/rewards", json={"items": [item]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+def test_two_who_make_keys_at_once_get_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "keys.json", keys.read
+    new_key(path, "first")
+    monkeypatch.setattr(keys, "read", lambda of: (read(of), time.sleep(0.05))[0])  # time for the other one to read, too
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda i: new_key(path, f"key {i}"), range(4)))
+    ring = KeyRing(path)
+    assert len({ring.owner(key) for key in made} - {None}) == 4
+    assert next(entry.name for entry in read(path)) == "first"
 
 
 def test_a_refused_request_holds_no_slot() -> None:

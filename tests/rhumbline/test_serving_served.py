@@ -37,7 +37,7 @@ def weights(folder: Path) -> Path:
     """A folder that looks as if it held full weights; what is in them is `check_base`'s business."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 
@@ -197,6 +197,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[st
     path = run(tmp_path, evaluated=False)
     rewritten(**{"iteration": 2, **changes}).write(path / "checkpoints/t=2")
     with pytest.raises(CodecError, match=says):
+        opened(path)
+
+
+def test_a_steering_file_of_another_checkpoints_weights_is_refused(tmp_path: Path) -> None:
+    path = run(tmp_path, evaluated=False)
+    folder = path / "checkpoints/t=2"
+    (folder / "model.safetensors").write_bytes((19).to_bytes(8, "little") + b'{"__metadata__":{}}')
+    with pytest.raises(CodecError, match="was written for"):
         opened(path)
 
 

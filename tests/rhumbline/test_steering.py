@@ -1,9 +1,12 @@
 """steering.json: a checkpoint says what its directions mean, and refuses company that means something else."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rhumbline.codecs import make
 from rhumbline.directions import Cone, from_angle_deg
@@ -33,6 +36,32 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back == steering()
     assert back.make_codec().version == "dpa-int100/1"
     assert back.cone().half_angle_deg == 22.5
+
+
+def test_it_belongs_to_the_weights_that_it_was_written_beside(tmp_path: Path) -> None:
+    assert steering().write(tmp_path).is_file()
+    read(tmp_path).require_weights(tmp_path)  # there were none, and it says nothing of them
+    first, second = tmp_path / "t=1", tmp_path / "t=2"
+    for value, folder in enumerate((first, second)):
+        folder.mkdir()
+        save_file({"w": np.full(8, value, np.float32)}, folder / "model.safetensors")
+        steering().write(folder)
+        read(folder).require_weights(folder)
+    assert read(first) == read(second) == steering()  # an adapter and its merged weights have one contract
+    shutil.copy(first / "steering.json", second)
+    with pytest.raises(CodecError, match=r"t=2 holds the weights .*the two are of different checkpoints"):
+        read(second).require_weights(second)
+    (second / "model.safetensors").unlink()
+    with pytest.raises(CodecError, match="holds no weights"):
+        read(second).require_weights(second)
+
+
+def test_one_that_names_no_weights_is_read(tmp_path: Path) -> None:
+    path = steering().write(tmp_path)
+    said = json.loads(path.read_text())
+    del said["weights"]
+    path.write_text(json.dumps(said))
+    assert read(tmp_path) == steering()
 
 
 def test_what_a_policy_was_trained_on_travels_with_it(tmp_path: Path) -> None:

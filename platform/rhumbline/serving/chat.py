@@ -17,7 +17,7 @@ from rhumbline.serving.answers import Asked, answer, chat_text, positive, possib
 from rhumbline.serving.bodies import ChatBody, ChatMessage, Json, Sampling, for_engine
 from rhumbline.serving.errors import ApiError, documented
 from rhumbline.serving.prompt import final_messages, turns
-from rhumbline.serving.protocols import Body
+from rhumbline.serving.protocols import UNNAMED, Body
 from rhumbline.serving.replies import STEERED, STREAMED, ChatReply
 from rhumbline.serving.service import Service
 from rhumbline.serving.streams import stream
@@ -94,7 +94,14 @@ def sampling(service: Service, body: Sampling) -> Json:
         raise ApiError(
             400, "stream_options is for streams: set stream too", param="stream_options", code="invalid_value"
         )
-    return {name: value for name, value in for_engine(body).items() if name != "n"}
+    fields = {name: value for name, value in for_engine(body).items() if name != "n"}
+    return bounded_answer(service, fields)
+
+
+def bounded_answer(service: Service, fields: Json) -> Json:
+    """With the settings' bound where a request names none: the engine would go on to the end of its context."""
+    named = "max_tokens" in fields or "max_completion_tokens" in fields
+    return fields if named else {**fields, UNNAMED: service.settings.max_tokens}
 
 
 def note(text: dict[str, Any] | None, reply: Body) -> None:

@@ -11,6 +11,8 @@ request pays microseconds for it. The digest is compared with every entry in con
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -19,7 +21,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,23 +51,29 @@ def new_key(path: str | Path, name: str) -> str:
     path = Path(path)
     if not name.strip() or not name.isprintable() or len(name) > 64:
         raise KeyFileError(f"a key needs a printable name of 1 to 64 characters, got {name!r}")
-    entries = read(path) if path.exists() else []
-    if any(entry.name == name for entry in entries):
-        raise KeyFileError(f"{path} already holds a key named {name!r}: take another name, or revoke that one first")
-    key = PREFIX + secrets.token_urlsafe(32)
-    _write(path, [*entries, Entry(id=f"key-{secrets.token_hex(6)}", name=name, sha256=_digest(key))])
+    with _alone(path):
+        entries = read(path) if path.exists() else []
+        if any(entry.name == name for entry in entries):
+            raise KeyFileError(
+                f"{path} already holds a key named {name!r}: take another name, or revoke that one first"
+            )
+        key = PREFIX + secrets.token_urlsafe(32)
+        _write(path, [*entries, Entry(id=f"key-{secrets.token_hex(6)}", name=name, sha256=_digest(key))])
     return key
 
 
 def revoke(path: str | Path, name: str) -> None:
     """Take a key away. Raises KeyFileError where there is none of that name."""
     path = Path(path)
-    entries = read(path)
-    kept = [entry for entry in entries if entry.name != name]
-    if len(kept) == len(entries):
-        known = [entry.name for entry in entries]
-        raise KeyFileError(f"{path} holds no key named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    _write(path, kept)
+    with _alone(path):
+        entries = read(path)
+        kept = [entry for entry in entries if entry.name != name]
+        if len(kept) == len(entries):
+            known = [entry.name for entry in entries]
+            raise KeyFileError(
+                f"{path} holds no key named {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
+            )
+        _write(path, kept)
 
 
 def read(path: str | Path) -> list[Entry]:
@@ -133,6 +141,18 @@ class KeyRing:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One writer at a time, over processes: of two that read the same entries the later would drop the other's key."""
+    try:
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as e:
+        raise KeyFileError(f"{path} cannot be written: {e}") from None
+    with os.fdopen(descriptor, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write(path: Path, entries: list[Entry]) -> None:

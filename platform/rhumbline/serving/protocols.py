@@ -16,6 +16,9 @@ from rhumbline.errors import RhumblineError
 from rhumbline.records import Message
 
 Body = dict[str, Any]  # an OpenAI request, response or chunk, as JSON says it
+UNNAMED = (
+    "rhumbline_max_tokens"  # of a request that names no max_tokens: a bound that may be beyond the engine's context
+)
 
 
 class EngineError(RhumblineError):
@@ -41,7 +44,7 @@ class EngineError(RhumblineError):
 
 
 class Engine(Protocol):
-    """Generates. `body` is an OpenAI request whose `model` is an engine's name and whose messages are final.
+    """Generates. `body` is an OpenAI request whose `model` is an engine's name and whose messages are final, and UNNAMED.
 
     Cancelling the awaiting task, or closing the iterator, frees the request's slot. Raises EngineError.
     """

@@ -32,7 +32,7 @@ def routes(service: Service) -> APIRouter:
         service.bounded("items", len(body.items), service.settings.max_items)
         items = [(plain(service, item.messages, item.response), item.response) for item in body.items]
         service.text_fits(*(text for asked_of, response in items for text in (response, *_texts(asked_of))))
-        service.allow(request, answers=1)
+        service.charge(request, answers=len(items))
         assert service.rewards is not None, "needs_rewards refuses"
         table = await while_wanted(request, service.rewards.score(items), deadline)
         if len(table) != len(items):

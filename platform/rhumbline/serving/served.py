@@ -175,6 +175,7 @@ def _from_folder(folder: Path, run: Path | None, name: str, check_base: bool) ->
         raise CodecError(
             f"{folder} holds a {steering.FILE} and no weights: expected config.json or adapter_config.json with *.safetensors"
         )
+    contract.require_weights(folder)
     served = Served.of(contract, name=name, folder=folder.resolve())
     beside = folder / "adapter"
     if (beside / steering.FILE).is_file() and steering.read(beside) != contract:

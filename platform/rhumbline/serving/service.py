@@ -113,7 +113,7 @@ class Service:
         return alias
 
     def allow(self, request: Request, *, answers: int) -> None:
-        """Charge a request's key for all its answers. Raises ApiError where they are more than one request may ask."""
+        """Charge a request's key for all answers that are generated. Raises ApiError for more than one request may ask."""
         if answers > self.settings.max_answers:
             raise ApiError(
                 400,
@@ -122,6 +122,10 @@ class Service:
                 param="n",
                 code="too_many_answers",
             )
+        self.charge(request, answers=answers)
+
+    def charge(self, request: Request, *, answers: int) -> None:
+        """Take what a request costs beyond the one that it has paid for by entering."""
         self.limiter.charge(exchange.of(request.scope).owner, answers - 1)
 
     def bounded(self, param: str, asked: int | None, most: int) -> None:

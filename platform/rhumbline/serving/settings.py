@@ -22,7 +22,7 @@ class Settings(BaseModel):
     max_json_values: int = Field(20_000, ge=100)  # numbers, texts, lists and objects together
     max_messages: int = Field(256, ge=1)
     max_text_chars: int = Field(400_000, ge=1)  # of all messages or prompts together
-    max_tokens: int = Field(4096, ge=1)  # of one answer; a request that names none gets the engine's own limit
+    max_tokens: int = Field(4096, ge=1)  # of one answer, also where a request names none
     max_n: int = Field(8, ge=1)
     max_best_of: int = Field(16, ge=1)
     max_answers: int = Field(32, ge=1)  # n x best_of x directions x prompts of one request
@@ -32,7 +32,9 @@ class Settings(BaseModel):
     # --- how long and how often ---
     read_timeout_s: float = Field(30.0, gt=0)  # for the body to arrive: 408
     deadline_s: float = Field(300.0, gt=0)  # for the whole answer: 504
-    requests_per_minute: float = Field(600.0, gt=0)  # refill of a key's bucket; every answer asked for takes one
+    requests_per_minute: float = Field(
+        600.0, gt=0
+    )  # refill of a key's bucket; every answer asked for, or scored, takes one
     burst: int = Field(60, ge=1)  # size of the bucket
     max_concurrent: int = Field(32, ge=1)  # requests of a key in flight
 

@@ -11,7 +11,7 @@ from rhumbline.records import Message
 from rhumbline.serving import echo, exchange
 from rhumbline.serving.answers import answer, chat_text, positive, possible, scored
 from rhumbline.serving.bodies import CompareBody, Json, PlainMessage, ScoreBody
-from rhumbline.serving.chat import conversation
+from rhumbline.serving.chat import bounded_answer, conversation
 from rhumbline.serving.choose import best
 from rhumbline.serving.echo import weights
 from rhumbline.serving.errors import ApiError, documented
@@ -75,7 +75,8 @@ def routes(service: Service) -> APIRouter:
     async def compare(body: CompareBody, request: Request) -> Response:
         deadline = Deadline(service.settings.deadline_s)
         service.bounded("max_tokens", body.max_tokens, service.settings.max_tokens)
-        asked = conversation(service, request, body.messages, _sampling(body), 1, positive(body.seed))
+        fields = bounded_answer(service, _sampling(body))
+        asked = conversation(service, request, body.messages, fields, 1, positive(body.seed))
         # Each direction is settled by itself: the key's profile and headers are for requests that have one direction.
         settled = [await service.settle(request, body=one, header=False) for one in body.directions]
         for i, resolved in enumerate(settled):

@@ -2,10 +2,11 @@
 
     check_weights(Path("checkpoints/t=2"), initial="embedded")
 
-steering.json does not name the weights beside it. What it does name is the policy that training started from, and that can be
-looked at: an adapter carries the fingerprint of its base and must fit it tensor by tensor; full weights must have the base's
-configuration, names and shapes, a smallest matrix that training can have moved there, and must not be the base itself. It
-tells apart another model, another base and an untrained policy; not two checkpoints of one run.
+steering.json carries the fingerprint of the weights that it was written beside (`Steering.require_weights`). It also names the
+policy that training started from, and whether those weights can stem from it is looked at here: an adapter carries the
+fingerprint of its base and must fit it tensor by tensor; full weights must have the base's configuration, names and shapes, a
+smallest matrix that training can have moved there, and must not be the base itself. It tells apart another model, another base
+and an untrained policy, also where a steering.json was written by hand.
 """
 
 from __future__ import annotations

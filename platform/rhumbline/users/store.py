@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from rhumbline.errors import StoreError, UserError, did_you_mean
 State = dict[str, Any]
 Source = Literal["quiz", "hand"]
 BUSY_S = 10.0  # how long SQLite waits for a file that another process writes
+PASSWORD = "RHUMBLINE_USERS_PASSWORD"  # environment: that of a URL's user, where the URL does not hold it
 TRIES = 8  # of a change that a rival overtakes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CODES = Literal[
@@ -121,7 +123,10 @@ class People:
     """Quizzes, profiles and bindings in one database. Safe for threads; processes may share it."""
 
     def __init__(self, url: str = "sqlite:///people.sqlite", *, limits: Limits | None = None) -> None:
-        """Open `url` and bring its tables up to date. Raises StoreError where that cannot be done."""
+        """Open `url` and bring its tables up to date. Raises StoreError where that cannot be done.
+
+        A password may be in the environment instead of the URL, which others may read: $RHUMBLINE_USERS_PASSWORD.
+        """
         self.limits = limits or Limits()
         self._engine = _engine(url)
         try:
@@ -333,7 +338,7 @@ class People:
 
 def _engine(url: str) -> sa.Engine:
     try:
-        parsed = sa.make_url(url)
+        parsed = _with_password(sa.make_url(url))
         sqlite = parsed.get_backend_name() == "sqlite"
         if sqlite and parsed.database in (None, "", ":memory:"):
             raise StoreError(f"{url!r} lives in memory, and profiles must survive a restart: give sqlite:///FILE")
@@ -353,6 +358,11 @@ def _engine(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _with_password(url: sa.URL) -> sa.URL:
+    password = os.environ.get(PASSWORD)
+    return url.set(password=password) if password and url.username and url.password is None else url
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
