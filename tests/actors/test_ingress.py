@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +22,12 @@ from actors.engine_client import Target
 from actors.ingress import Current, Setting, built
 from actors.replica_metrics import Repeated
 from rhumbline.errors import UserError
+from rhumbline.serving.exchange import Exchange
 from rhumbline.serving.keys import new_key
+from rhumbline.serving.metrics import Metrics
 from tests.rhumbline.serving_fakes import REQUEST, FakeEngine, FakeRewards, served
+
+ROOT = Path(__file__).parents[2]
 
 
 def app(name: str, log: list[str], gate: asyncio.Event | None = None) -> FastAPI:
@@ -249,6 +254,28 @@ def test_a_replicas_figures_are_repeated_by_what_they_rose(monkeypatch: pytest.M
     assert [entry[:2] for entry in Told.all["busy"]] == [("set", 2.0)] * 3
     assert Told.all["took_seconds_bucket"][0] == ("inc", 1.0, {"le": "1.0", "replica": "r1"})
     assert not any(name.endswith("_created") for name in Told.all)
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    dashboard = json.loads((ROOT / "cluster" / "dashboards" / "serving.json").read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    metrics = Metrics("smol")
+    about = Exchange(
+        request_id="r", bucket="concise", first_chunk_s=0.1, steering_s=0.001, ended="deadline", code="too_long"
+    )
+    metrics.begin()
+    metrics.observe(about, method="POST", route="/v1/chat/completions", status=200)
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    rising = {sample.name for sample in samples if sample.name.endswith(("_bucket", "_sum", "_count"))}
+    exported = {
+        f"{sample.name}_total" if sample.name in rising else sample.name for sample in samples
+    }  # as Ray says it
+    shown = {name for query in queries for name in re.findall(r"ray_(rhumbline_\w+)", query)}
+    assert shown <= exported
+    labels = {
+        label for query in queries for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")
+    }
+    assert labels <= {label for sample in samples for label in sample.labels} | {"replica"}
 
 
 def test_an_edited_checkout_is_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
