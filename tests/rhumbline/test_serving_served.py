@@ -14,48 +14,14 @@ import pytest
 
 from rhumbline import durable
 from rhumbline.codecs import make
-from rhumbline.config import JOBS, validate
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, normalise
 from rhumbline.errors import CodecError, RunError
 from rhumbline.serving.evidence import UNMEASURED
 from rhumbline.serving.served import Served, open_served
 from rhumbline.steering import Steering
-from rhumbline.store import RunStore
 from tests.rhumbline.evaluation_fakes import arc, evaluation, obedient
+from tests.rhumbline.served_runs import run, soup_run, weights
 from tests.rhumbline.steering_fakes import ARC, NAMES, contract, served, soups
-
-RAW: dict[str, Any] = {
-    "name": "mine",
-    "rewards": {
-        "sources": [{"kind": "rules", "heads": {"a": {"rule": "verbosity"}, "b": {"rule": "verbosity"}}}],
-        "objectives": {"helpfulness": {"heads": {"a": 1}}, "verbosity": {"heads": {"b": 1}, "sign": -1}},
-    },
-}
-
-
-def weights(folder: Path) -> Path:
-    """A folder that looks as if it held full weights; what is in them is `check_base`'s business."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    return folder
-
-
-def run(root: Path, *, last: int = 2, evaluated: bool = True, **changes: Any) -> Path:
-    """A finished run of jobs/dpa.py with checkpoints 1..last, of a policy that obeys."""
-    recipe = validate({**RAW, **changes}, "test", kind=JOBS[changes.get("job", "dpa")])
-    with RunStore.create(root, recipe, resume=False, inputs={"reward model": "abc"}) as store:
-        store.mark("rewards/calibration", contract().calibration)
-        for t in range(1, last + 1):
-            folder = weights(store.checkpoint_dir(t))
-            if recipe.steered:
-                contract(iteration=t).write(folder)
-            store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}"})
-            if evaluated:
-                scored = obedient(quality=50 + t)
-                store.publish(f"evaluation/t={t}/scores", 0, scored)
-                store.mark(f"evaluation/t={t}", evaluation(t, scored).to_json())
-    return store.path
 
 
 def opened(path: Path | str, **options: Any) -> Served:
@@ -246,24 +212,6 @@ def test_the_shipped_adapter_is_served() -> None:
 
 
 # --- soups ------------------------------------------------------------------------------------------------------------
-
-
-def soup_run(root: Path) -> Path:
-    recipe = validate(
-        {**RAW, "job": "soups", "train": "x.yaml", "initial": {"strategy": "none"}}, "test", kind=JOBS["soups"]
-    )
-    with RunStore.create(root, recipe, resume=False, inputs={"reward model": "abc"}) as store:
-        store.mark("rewards/calibration", contract().calibration)
-        for t, share in enumerate((1.0, 0.75, 0.5), 1):
-            folder = weights(store.checkpoint_dir(t))
-            shares = {"helpfulness": share, "verbosity": 1 - share}
-            (folder / "soup.json").write_text(json.dumps({"weights": shares}))
-            store.mark(f"iterations/t={t}/learn", {"checkpoint": f"checkpoints/t={t}", "weights": shares})
-        scored = obedient(angles_deg=(-45.0, 0.0))
-        store.publish("evaluation/mixtures/t=1/scores", 0, scored[:40])
-        store.publish("evaluation/mixtures/t=2/scores", 0, scored[40:])
-        store.mark("evaluation/soup", evaluation(0, scored).to_json())
-    return store.path
 
 
 def test_a_run_of_soups_is_served_by_its_mixtures(tmp_path: Path) -> None:

