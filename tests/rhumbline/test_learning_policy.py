@@ -200,7 +200,7 @@ def test_the_same_adapter_is_the_same_bytes_in_any_process(tmp_path):
             name: tensor.tolist() for name, tensor in stored.items()
         }
         with safe_open(file, framework="pt") as opened:
-            assert set(opened.metadata()) == {"format", "rhumbline_base"}
+            assert set(opened.metadata()) == {"format", "rhumbline_base_fingerprint"}
     assert len(written) == 1
 
 
