@@ -2,6 +2,7 @@
 
     RhumblineError              where no UserError: one clear message, exit code 1
     ├── UserError               bad input: one clear message, exit code 2, nothing lost
+    │   ├── CodedError          the same with a code for programs
     │   ├── ConfigError         a recipe or an override: names the key, the value and the remedy
     │   ├── DataError           a data file or a row in it
     │   │   └── HubError        a hub that cannot be reached from this machine
@@ -15,8 +16,8 @@
     ├── TrainingError           a learner stopped: a loss that is NaN, a broken checkpoint, no samples left
     └── StoreError              the run directory cannot be written or read (full disk, broken shard)
 
-Defined beside the code that alone raises them: SteeringRefused (serving.requests), QuizError (users.quiz) and PeopleError
-(users.store), which are UserErrors with a `code`, and EngineError (serving.protocols).
+Defined beside the code that alone raises them: SteeringRefused (serving.requests), a UserError, QuizError (users.quiz) and
+PeopleError (users.store), which are CodedErrors, and EngineError (serving.protocols).
 
 All of them carry plain strings in `args`, so they cross process borders (Ray pickles them) unchanged.
 """
@@ -36,6 +37,20 @@ class RhumblineError(Exception):
 
 class UserError(RhumblineError):
     """Bad input. Command line and jobs print the message alone and exit with `EXIT_USER_ERROR`."""
+
+
+class CodedError(UserError):
+    """Bad input, with a `code` for programs that says which kind."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message, code)
+
+    @property
+    def code(self) -> str:
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigError(UserError):

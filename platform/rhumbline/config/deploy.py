@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from rhumbline.config.reading import build, merge
+from rhumbline.config.reading import build, merge, parsed
 from rhumbline.config.sections import Section
 from rhumbline.errors import ConfigError
 
@@ -126,16 +126,7 @@ def load_deploy(overrides: list[str] | tuple[str, ...] = (), file: str | Path | 
         if not isinstance(raw, dict):
             raise ConfigError(f"{file}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"{override!r}: expected key.sub=value, for example http.port=8080")
-        try:
-            laid = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"{override!r}: the value is not YAML: {e}") from None
-        for part in reversed(key.strip().split(".")):
-            laid = {part: laid}
-        raw = merge(raw, laid, whole=frozenset())
+        raw = merge(raw, parsed(override, "http.port=8080"), whole=frozenset())
     named = "name" in raw
     settings = build(Deploy, raw, str(file or "deploy"))
     # `build` names a recipe after its file; a deployment is named after its run.

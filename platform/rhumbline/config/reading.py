@@ -21,24 +21,27 @@ def read(
     path: str | Path, overrides: list[str] | tuple[str, ...] = (), example: str = "learner.lr=1e-5"
 ) -> dict[str, Any]:
     """Plain data of any kind of recipe, what it `extends` and the overrides laid in; not yet validated. Raises ConfigError."""
-    laid = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"override {override!r}: expected key.sub=value, for example {example}")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"override {override!r}: the value is not YAML: {e}") from None
-        for part in reversed(key.strip().split(".")):
-            parsed = {part: parsed}
-        laid.append(parsed)
+    laid = [parsed(override, example) for override in overrides]
     raw = _read(Path(path), ())
     for over in laid:  # first, so that options given before the codec stand as well as those after it
         raw = _without_options(raw, over)
     for over in laid:
         raw = merge(raw, over, whole=frozenset())
     return raw
+
+
+def parsed(override: str, example: str) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}. Raises ConfigError."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r}: expected key.sub=value, for example {example}")
+    try:
+        laid = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {e}") from None
+    for part in reversed(key.strip().split(".")):
+        laid = {part: laid}
+    return dict(laid)
 
 
 S = TypeVar("S", bound=Section)

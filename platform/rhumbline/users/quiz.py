@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from rhumbline.directions import Cone, Direction, angle_deg, normalise
-from rhumbline.errors import DirectionError, UserError, did_you_mean
+from rhumbline.errors import CodedError, DirectionError, UserError, did_you_mean
 from rhumbline.records import Message
 from rhumbline.users.pool import QuizItem
 from rhumbline.users.posterior import TIE, A, B, ChoiceModel, Particles
@@ -38,21 +38,11 @@ CANDIDATES = 512  # that one choice looks at
 _CODES = {"a": A, "b": B, "tie": TIE}
 
 
-class QuizError(UserError):
+class QuizError(CodedError):
     """An answer or a state that does not fit the quiz. `code` says which, for programs:
 
     unknown_choice, answered (another answer counts already), not_the_question, finished, no_questions, bad_state.
     """
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message, code)  # all in args, so that it pickles
-
-    @property
-    def code(self) -> str:
-        return str(self.args[1])
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
-from rhumbline.errors import StoreError, UserError, did_you_mean
+from rhumbline.errors import CodedError, StoreError, did_you_mean
 
 State = dict[str, Any]
 Source = Literal["quiz", "hand"]
@@ -77,21 +77,14 @@ def _first_tables(connection: sa.Connection) -> None:
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_first_tables,)
 
 
-class PeopleError(UserError):
+class PeopleError(CodedError):
     """What is asked for is not there, or there is no room. `code` says which, for programs:
 
     unknown_quiz, unknown_profile, too_many, too_large, conflict, invalid_profile, invalid_name.
     """
 
     def __init__(self, message: str, code: _CODES) -> None:
-        super().__init__(message, code)  # all in args, so that it pickles
-
-    @property
-    def code(self) -> str:
-        return str(self.args[1])
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+        super().__init__(message, code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
