@@ -28,7 +28,8 @@ from rhumbline import config, durable
 from rhumbline.config.deploy import Deploy
 from rhumbline.errors import CodecError, ConfigError
 from rhumbline.faults import explain
-from rhumbline.learning.policy import fingerprint, load_tokenizer, merge_adapter, resolve
+from rhumbline.fingerprint import fingerprint
+from rhumbline.learning.policy import load_tokenizer, merge_adapter, resolve
 from rhumbline.rewards.model import RewardModel
 from rhumbline.serving.served import Served, recipe_of
 from rhumbline.serving.settings import Settings

@@ -22,7 +22,7 @@ from actors.trial import job_module, job_of
 from cluster.session import resources
 from rhumbline import config, durable
 from rhumbline.errors import ConfigError, TrainingError
-from rhumbline.learning.policy import fingerprint
+from rhumbline.fingerprint import fingerprint
 from rhumbline.learning.soups import check_policy, interpolate, soup_weights
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all

@@ -20,6 +20,7 @@ from rhumbline.codecs import Codec
 from rhumbline.directions import Cone
 from rhumbline.durable import replace
 from rhumbline.errors import CodecError
+from rhumbline.fingerprint import fingerprint
 
 FILE = "steering.json"
 TRAINED_ON = "trained_on.txt"  # one data.prompts.turn_id per line: prompts that must not judge this policy
@@ -39,9 +40,7 @@ class Steering:
     iteration: int  # t
     initial: str  # the policy that training started from, as the recipe names it
     presets: Mapping[str, Mapping[str, float]]
-    weights: str | None = field(
-        default=None, compare=False
-    )  # learning.policy.fingerprint of those beside it; None: unsaid
+    weights: str | None = field(default=None, compare=False)  # fingerprint of those beside it; None: unsaid
     format: int = FORMAT
 
     def write(self, folder: str | Path) -> Path:
@@ -91,8 +90,6 @@ class Steering:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    from rhumbline.learning.policy import fingerprint  # torch is not needed to read a contract
-
     return fingerprint(folder) if any(folder.glob("*.safetensors")) else None
 
 

@@ -22,6 +22,7 @@ FLOW = [
     {"errors", "records", "faults", "config"},
     {
         "durable",
+        "fingerprint",
         "tables",
         "lease",
         "directions",

@@ -16,7 +16,6 @@ from rhumbline import config
 from rhumbline.errors import ConfigError
 from rhumbline.learning import lora
 from rhumbline.learning.policy import (
-    fingerprint,
     load_adapter,
     load_policy,
     load_tokenizer,
@@ -216,33 +215,6 @@ def test_an_adapter_holds_what_the_policy_expects_and_nothing_else(tmp_path, cha
     save_file(stored, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=says):
         load_adapter(load_policy(base), tmp_path / "adapter")
-
-
-def test_a_fingerprint_is_of_the_weights_and_not_of_who_wrote_them(tmp_path):
-    base = tiny_policy(tmp_path / "base")
-    before = fingerprint(base)
-    settings = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(settings | {"transformers_version": "0"}))
-    assert fingerprint(base) == before == fingerprint(tiny_policy(tmp_path / "again"))
-    assert fingerprint(tiny_policy(tmp_path / "other", seed=1)) != before
-    (base / "config.json").write_text(json.dumps(settings | {"rope_theta": 1.0}))
-    assert fingerprint(base) != before
-
-
-def test_a_fingerprint_sees_a_single_matrix_that_moved(tmp_path):
-    base = tiny_policy(tmp_path / "base")
-    before, file = fingerprint(base), base / "model.safetensors"
-    original = load_file(file)
-    seen = {before}
-    for name in original:
-        moved = {key: tensor.clone() for key, tensor in original.items()}
-        moved[name] += 0.5
-        save_file(moved, file, metadata={"format": "pt"})
-        seen.add(fingerprint(base))
-    assert len(seen) == len(original) + 1
-    file.write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot be read as safetensors"):
-        fingerprint(base)
 
 
 # --- the fused LoRA ---------------------------------------------------------------------------------------------------

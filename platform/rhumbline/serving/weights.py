@@ -14,11 +14,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rhumbline.errors import CodecError, ConfigError, TrainingError
+from rhumbline.fingerprint import fingerprint
 
 
 def check_weights(folder: Path, initial: str, trust_remote_code: bool = False) -> bool:
     """False where the initial policy is not on this machine (a hub name), and nothing was looked at. Raises CodecError."""
-    from rhumbline.learning.policy import EMBEDDED, fingerprint, resolve
+    from rhumbline.learning.policy import EMBEDDED, resolve
     from rhumbline.learning.soups import check_policy
 
     if initial != EMBEDDED and not Path(initial).expanduser().is_dir():
