@@ -8,8 +8,8 @@
     NAME--rewards-<id>  the reward model, shared by all versions that were trained against it
     NAME                the ingress at /, which is told by its user_config who answers
 
-Applications that begin with NAME-- belong to NAME. A version is a hash of the weights and of every setting that their engine is
-started with: the same one is never started twice, and another one never under the same name.
+Applications that begin with NAME-- belong to NAME. A version is a hash of the weights, of every setting that their engine is
+started with, and of the code that runs it: the same one is never started twice, and another one never under the same name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine_settings import engine_settings, workers
+from actors.versions import of_policy, of_rewards
 from cluster import placement
 from rhumbline import config, durable
 from rhumbline.config.deploy import Deploy
@@ -148,11 +149,13 @@ def app_name(model: str) -> str:
 def _policy(served: Served, folder: Path, settings: Deploy, drain_s: float) -> App:
     policy = settings.policy
     section = policy.model_dump(mode="json")
-    what = json.dumps([fingerprint(folder), served.steering.initial, section], sort_keys=True)
+    weights = fingerprint(folder)
+    what = json.dumps([weights, served.steering.initial, section, of_policy()], sort_keys=True)
     version = hashlib.sha256(what.encode()).hexdigest()[:12]
     args = {
         "model": f"{app_name(served.name)}-{version}",
         "folder": str(merged_folder(served, folder)),
+        "weights": None if served.is_adapter else weights,  # merged ones have a fingerprint once they are there
         "policy": section,
         "drain_s": drain_s,
     }
@@ -195,7 +198,7 @@ def _rewards(served: Served, settings: Deploy, drain_s: float) -> App | None:
         "serving": serving.model_dump(mode="json"),
         "trust_remote_code": trusted,
     }
-    what = hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]
+    what = hashlib.sha256(json.dumps([args, of_rewards()], sort_keys=True).encode()).hexdigest()[:12]
     args["drain_s"] = drain_s  # not in the name: another deadline is no other reward model
     rows = (("rewards", serving.replicas, serving.num_cpus, serving.num_gpus),)
     return App(f"{app_name(served.name)}--rewards-{what}", "actors.reward_server:rewards_app", args, rows)
@@ -285,7 +288,8 @@ def users_url(settings: Deploy) -> str | None:
         raise ConfigError(
             f"users.url: {e}. Expected sqlite:///FILE, postgresql+psycopg://USER@HOST/NAME or null"
         ) from None
-    if told is not None and told.password is not None:
+    if told is not None and (told.password is not None or any("pass" in key.lower() for key in told.query)):
+        told = told.set(query={key: "***" if "pass" in key.lower() else value for key, value in told.query.items()})
         raise ConfigError(
             f"users.url holds a password ({told.render_as_string(hide_password=True)}), and the cluster's status shows it: leave "
             f"it out, and set {PASSWORD} in the environment that Ray is started in"

@@ -2,16 +2,15 @@
 
     serve.run(ingress_app({"ingress": {...}, "drain_s": 60}, user_config=setting), name="smol")
 
-The deployment has no arguments that matter and a version that stays, so that Serve never replaces its replica when the policy
-changes: it calls `reconfigure` with another `Setting`, which opens the new checkpoint, builds the app anew and swaps it. Requests
-under way end in the app that they began in, and ask the policy that they were rendered for.
+The deployment has no arguments that matter and a version that is that of its code, so that Serve does not replace its replica
+when the policy changes: it calls `reconfigure` with another `Setting`, which opens the new checkpoint, builds the app anew and
+swaps it. Requests under way end in the app that they began in, and ask the policy that they were rendered for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -23,11 +22,11 @@ from ray import serve
 from starlette.routing import BaseRoute, Router
 from starlette.types import Receive, Scope, Send
 
-import rhumbline
 from actors import serve_internals
 from actors.engine_client import QUIET, HandleEngine, Target
-from actors.replica_metrics import mirror
+from actors.replica_metrics import mirrored
 from actors.reward_server import HandleRewards
+from actors.versions import of_ingress
 from rhumbline.config.deploy import IngressServing
 from rhumbline.errors import DataError
 from rhumbline.serving import access_log
@@ -72,10 +71,14 @@ class Current:
         self._busy: dict[int, int] = {}  # id of an app -> its requests under way
         self._retiring: set[asyncio.Task[None]] = set()
 
-    async def install(self, app: FastAPI) -> None:
-        """Start an app and give it all requests from now on; the one before ends after its last request."""
+    async def install(self, app: FastAPI, beside: contextlib.AbstractAsyncContextManager[None] | None = None) -> None:
+        """Start an app and give it all requests from now on; the one before ends after its last request. `beside`: what lasts as
+        long as the app does.
+        """
         stack = contextlib.AsyncExitStack()
         await stack.enter_async_context(app.router.lifespan_context(app))
+        if beside is not None:
+            await stack.enter_async_context(beside)
         old, leave = self._app, self._leave
         self._app, self._leave = app, stack
         if old is not None and leave is not None:
@@ -91,6 +94,10 @@ class Current:
     @property
     def router(self) -> Router:
         return Router() if self._app is None else self._app.router
+
+    def is_current(self, app: FastAPI) -> bool:
+        """Whether new requests go to this app."""
+        return self._app is app
 
     @property
     def retiring(self) -> int:
@@ -134,7 +141,6 @@ class Ingress:
         self.current = Current()
         self.setting: dict[str, Any] | None = None  # in force
         self.refusal: str | None = None
-        self._mirror: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Current:
         return self.current
@@ -155,23 +161,22 @@ class Ingress:
             self.refusal = f"{type(e).__name__}: {e}"
             logger.error("the new setting was refused, the one before goes on: %s", self.refusal)
             return
-        await self.current.install(app)
+        await self.current.install(app, mirrored(app, _replica(), MIRROR_S, lambda: self.current.is_current(app)))
         self.setting, self.refusal = user_config, None
-        if self._mirror is not None:
-            self._mirror.cancel()
-        replica = serve.get_replica_context().replica_id.unique_id
-        self._mirror = asyncio.create_task(mirror(app, replica, MIRROR_S))
 
-    async def state(self) -> tuple[dict[str, Any] | None, str | None]:
-        """The setting in force, and why the newest one is not; None where it is."""
-        return self.setting, self.refusal
-
-    async def retiring(self) -> int:
-        """Settings before this one that still have requests: what they ask must not be taken away."""
-        return self.current.retiring
+    async def state(self) -> dict[str, Any]:
+        """replica: its id; setting: the one in force; refusal: why the newest one is not, None where it is; retiring: settings
+        before it that still have requests, so that what they ask must not be taken away.
+        """
+        retiring = self.current.retiring
+        return {"replica": _replica(), "setting": self.setting, "refusal": self.refusal, "retiring": retiring}
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+def _replica() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def log_beside_serve() -> None:
@@ -226,15 +231,5 @@ def ingress_app(args: dict[str, Any], user_config: dict[str, Any] | None = None)
         logging_config=QUIET,
         user_config=user_config or args["setting"],
     )
-    app: serve.Application = serve_internals.with_version(deployment, code_version()).bind()
+    app: serve.Application = serve_internals.with_version(deployment, of_ingress()).bind()
     return app
-
-
-def code_version() -> str:
-    """Of what a replica runs: another Rhumbline, or an edited checkout, replaces replicas, and nothing else does."""
-    digest = hashlib.sha256()
-    for package in (Path(rhumbline.__file__).parent, Path(__file__).parent):
-        for file in sorted(package.rglob("*")):
-            if file.suffix in (".py", ".js", ".css", ".html", ".svg"):
-                digest.update(f"{file.relative_to(package)}".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return f"rhumbline-{rhumbline.__version__}-{digest.hexdigest()[:12]}"

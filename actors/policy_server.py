@@ -25,7 +25,8 @@ from actors.coalesce import together
 from actors.engine_client import QUIET
 from actors.engine_settings import engine_settings, environment
 from rhumbline.config.deploy import PolicyServing
-from rhumbline.errors import ConfigError
+from rhumbline.errors import CodecError, ConfigError
+from rhumbline.fingerprint import fingerprint
 from rhumbline.serving.protocols import UNNAMED
 
 DEPLOYMENT = "policy"
@@ -36,8 +37,17 @@ Body = dict[str, Any]
 class Policy(LLMServer):
     """`answer` for a whole answer, `stream` for its chunks; an OpenAI error object where vLLM refuses."""
 
-    async def __init__(self, llm_config: LLMConfig, *, stream_interval_s: float = 0.05) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, llm_config: LLMConfig, *, folder: str, weights: str, stream_interval_s: float = 0.05
+    ) -> None:
         # Serve awaits constructors, and LLMServer's is one of these.
+        if (
+            found := fingerprint(folder)
+        ) != weights:  # a replica that starts later must not bring others under this name
+            raise CodecError(
+                f"{folder} holds the weights {found[:12]}, and this policy was deployed with {weights[:12]} (fingerprints): "
+                "deploy again what is there now"
+            )
         self.stream_interval_s = stream_interval_s
         await super().__init__(llm_config, engine_cls=serve_internals.engine_class())
 
@@ -108,10 +118,19 @@ def _error(message: str, status: int, param: str | None = None) -> Body:
 
 
 def policy_app(args: dict[str, Any]) -> serve.Application:
-    """A Serve application of one policy; what `serve run` calls. `args`: model, folder, policy (a section), drain_s, version."""
+    """A Serve application of one policy; what `serve run` calls. `args`: model, folder, weights (its fingerprint; None: whatever
+    is there now), policy (a section), drain_s. Raises CodecError for other weights.
+    """
     serve_internals.check_ray()
-    policy = PolicyServing(**args["policy"])
-    scaled = {"autoscaling_config": policy.autoscaling} if policy.autoscaling else {"num_replicas": policy.replicas}
+    policy, weights = PolicyServing(**args["policy"]), fingerprint(args["folder"])
+    if args.get("weights") not in (None, weights):
+        raise CodecError(f"{args['folder']} holds other weights by now than this was planned with: make the plan again")
+    scaled: dict[str, Any] = {"num_replicas": policy.replicas}
+    if policy.autoscaling:
+        # ray.serve.llm's own default, a billion, never scales.
+        scaled = {
+            "autoscaling_config": {"target_ongoing_requests": policy.max_ongoing_requests / 2, **policy.autoscaling}
+        }
     bundle = {"CPU": policy.num_cpus} | ({"GPU": policy.num_gpus} if policy.num_gpus else {})
     given: dict[str, Any] = {
         "model_loading_config": {"model_id": args["model"], "model_source": args["folder"]},
@@ -145,5 +164,9 @@ def policy_app(args: dict[str, Any]) -> serve.Application:
         config,
         deployment_cls=Policy,
         override_serve_options={"name": DEPLOYMENT},
-        bind_kwargs={"stream_interval_s": policy.stream_interval_s},
+        bind_kwargs={
+            "folder": args["folder"],
+            "weights": weights,
+            "stream_interval_s": policy.stream_interval_s,
+        },
     )

@@ -1,6 +1,6 @@
 """The app's Prometheus metrics as Ray metrics, so that those of all replicas come together in one place.
 
-asyncio.create_task(mirror(app, replica="k3x9", every_s=5))
+async with mirrored(app, replica="k3x9", every_s=5, current=lambda: True): ...
 
 /metrics of the app is that of the one replica which happens to answer. Ray's own exporter has every replica of every node,
 so each replica repeats its figures there, under the same names behind `ray_`, with the label `replica`: sum over it.
@@ -9,6 +9,8 @@ so each replica repeats its figures there, under the same names behind `ray_`, w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,13 +18,24 @@ from prometheus_client import CollectorRegistry
 from ray.util import metrics
 
 
-async def mirror(app: FastAPI, replica: str, every_s: float) -> None:
-    """Repeat the figures of the app's own metrics for ever."""
-    registry = app.state.service.metrics.registry
-    repeated = Repeated(replica)
-    while True:
-        await asyncio.sleep(every_s)
-        repeated.take(registry)
+@asynccontextmanager
+async def mirrored(app: FastAPI, replica: str, every_s: float, current: Callable[[], bool]) -> AsyncIterator[None]:
+    """Within it the figures of the app's own metrics are repeated, and once more at its end. current: whether the app is the one
+    that new requests go to; the gauges of one that has only its last ones to answer are its successor's to set.
+    """
+    registry, repeated = app.state.service.metrics.registry, Repeated(replica)
+
+    async def for_ever() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            repeated.take(registry, gauges=current())
+
+    task = asyncio.create_task(for_ever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        repeated.take(registry, gauges=current())
 
 
 class Repeated:
@@ -33,10 +46,12 @@ class Repeated:
         self._told: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._metrics: dict[str, Any] = {}
 
-    def take(self, registry: CollectorRegistry) -> None:
+    def take(self, registry: CollectorRegistry, gauges: bool = True) -> None:
         """Tell Ray what has changed since the last time."""
         for family in registry.collect():
             rising = family.type in ("counter", "histogram")
+            if not rising and not gauges:
+                continue
             for sample in family.samples:
                 if sample.name.endswith("_created"):
                     continue

@@ -63,6 +63,25 @@ def routes() -> dict[str, str]:
     return {name: str(app["route_prefix"]) for name, app in found.items() if app.get("route_prefix")}
 
 
+def begin(app: Any, name: str, route_prefix: str | None) -> None:
+    """`serve.run` without the wait, which has no end: a replica that finds no room would hold a roll-out for ever."""
+    from ray.serve.api import _run
+
+    _run(app, _blocking=False, name=name, route_prefix=route_prefix)
+
+
+def replicas(deployment: str, app: str) -> dict[str, set[str]]:
+    """Ids of a deployment's replicas by their state; RUNNING and STOPPING are always there."""
+    from ray.serve.context import _get_global_client
+
+    found: dict[str, set[str]] = {"RUNNING": set(), "STOPPING": set()}
+    client = _get_global_client(raise_if_no_controller_running=False)
+    details = {} if client is None else client.get_serve_details()["applications"].get(app, {})
+    for one in details.get("deployments", {}).get(deployment, {}).get("replicas", []):
+        found.setdefault(str(getattr(one["state"], "value", one["state"])), set()).add(one["replica_id"])
+    return found
+
+
 class Counts:
     """A stat logger of vLLM that keeps the scheduler's last figures, for whoever asks a replica how busy its engine is.
 

@@ -14,21 +14,24 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors import serve_internals
 from actors.deployment import App, Plan, app_name, built
 from cluster import placement
 from rhumbline.config.deploy import Deploy
 from rhumbline.errors import ResourceError
 
 PROXY_S = 300.0  # for Serve's proxy to come up
+START_S = 3600.0  # for an application: weights of hundreds of gigabytes are read
+INGRESS_S = 600.0  # for the HTTP app, which waits for room where its replicas are replaced
+ASK_S = 10.0  # for one answer of an ingress replica, which may be busy
+MARGIN_S = 30.0  # beyond what draining is given
 
 
 def serving_now(name: str) -> dict[str, str]:
     """Serve's applications of a model -> their state; empty where nothing is served."""
     from ray import serve
 
-    from actors.serve_internals import http_options
-
-    if http_options() is None:
+    if serve_internals.http_options() is None:
         return {}
     base = app_name(name)
     found = serve.status().applications
@@ -37,12 +40,10 @@ def serving_now(name: str) -> dict[str, str]:
 
 def check_proxy(plan: Plan) -> None:
     """Raises ResourceError where / is another application's, or the proxies run with another address or a shorter timeout."""
-    from actors.serve_internals import http_options, routes
-
-    have = http_options()
+    have = serve_internals.http_options()
     if have is None:
         return
-    for other, prefix in routes().items():
+    for other, prefix in serve_internals.routes().items():
         if prefix == "/" and other != app_name(plan.name):
             raise ResourceError(
                 f"this cluster serves {other} at / already: update that one by its name (name={other}), or stop it first "
@@ -118,74 +119,134 @@ def _answers(url: str) -> bool:
 
 def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     """Start what is new, switch the ingress over, then take away what is old. Raises ResourceError where a part fails to start;
-    then what was served before goes on.
+    then what this call has started is taken away, and what was served before goes on.
     """
-    from ray import serve
-
     now = serving_now(plan.name)
-    before = _settings_in_force(plan) if now.get(plan.ingress.name) == "RUNNING" else []
-    old = [app for app in now if app not in {a.name for a in plan.apps}]
-    if settings.update == "replace":
-        for name in old:
-            say(f"stop    {name}")
-            serve.delete(name)
+    before = _settings_in_force(plan) if plan.ingress.name in now else None
+    wanted = {app.name for app in plan.apps}
+    old = [app for app in now if app not in wanted]
+    replaced = settings.update == "replace"
+    if replaced:
+        _stop(old, plan, say)
         old = []
-    for app in plan.apps[:-1]:
-        if now.get(app.name) == "RUNNING":
-            say(f"keep    {app.name}")
-            continue
-        _start(app, say, route_prefix=None)
-    _start(plan.ingress, say, route_prefix="/", user_config=dict(plan.setting))
-    refused = next((why for _, why in _states(plan) if why is not None), None) if before else None
-    if refused is not None:
-        _start(plan.ingress, say, route_prefix="/", user_config=dict(before[0]))
+    started: list[str] = []
+    try:
         for app in plan.apps[:-1]:
-            if app.name not in now:
-                serve.delete(app.name)
-        raise ResourceError(f"{plan.ingress.name} keeps its setting, the new one was refused: {refused}")
+            if now.get(app.name) == "RUNNING":
+                say(f"keep    {app.name}")
+                continue
+            started.append(app.name)
+            _start(app, say, START_S)
+        _switch(plan, None if replaced else before, say)
+    except BaseException:
+        _delete(started if not replaced or before is None else [])
+        if before is None and plan.ingress.name not in now:
+            _delete([plan.ingress.name])
+        raise
     if old:
         _quiet(plan)
-    for name in old:
-        say(f"drain   {name}")
-        serve.delete(name)
+    _stop(old, plan, say)
 
 
-def _states(plan: Plan) -> list[tuple[dict[str, Any] | None, str | None]]:
-    """The setting in force and why the newest one is not, of ingress replicas as calls find them."""
+def _switch(plan: Plan, before: Mapping[str, Any] | None, say: Any) -> None:
+    """Give the ingress its new setting. Raises ResourceError where it fails or refuses; then `before` is put back."""
+    refused = None
+    try:
+        _start(plan.ingress, say, INGRESS_S, route_prefix="/", user_config=dict(plan.setting))
+        refused = next((told["refusal"] for told in _states(plan).values() if told["refusal"] is not None), None)
+        if refused is not None:
+            raise ResourceError(f"{plan.ingress.name} keeps its setting, the new one was refused: {refused}")
+    except ResourceError:
+        if before is not None:
+            serve_internals.begin(built(plan.ingress, user_config=dict(before)), plan.ingress.name, "/")
+        raise
+
+
+def _states(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Of every ingress replica that runs, by its id: the setting in force, why the newest one is not, what still drains.
+
+    A call reaches whichever replica Serve chooses, so it is repeated until all have answered. Raises ResourceError where one
+    does not within INGRESS_S.
+    """
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     handle: Any = serve.get_deployment_handle("ingress", plan.ingress.name)
-    return [handle.state.remote().result(timeout_s=60) for _ in range(3 * plan.ingress.rows[0][1])]
+    heard: dict[str, dict[str, Any]] = {}
+    until = time.monotonic() + INGRESS_S
+    while time.monotonic() < until:
+        running = serve_internals.replicas("ingress", plan.ingress.name)["RUNNING"]
+        if running and running <= heard.keys():
+            return {one: heard[one] for one in running}
+        try:
+            told = handle.state.remote().result(timeout_s=ASK_S)
+        except (TimeoutError, RayError, RayServeException):  # busy, or gone since
+            time.sleep(0.2)
+            continue
+        heard[told["replica"]] = told
+    raise ResourceError(f"{plan.ingress.name} does not say its setting within {INGRESS_S:g} s: is it overloaded?")
 
 
-def _settings_in_force(plan: Plan) -> list[dict[str, Any]]:
-    return [setting for setting, _ in _states(plan) if setting is not None]
+def _settings_in_force(plan: Plan) -> dict[str, Any] | None:
+    """None where no ingress replica runs, or none has a setting."""
+    if not serve_internals.replicas("ingress", plan.ingress.name)["RUNNING"]:
+        return None
+    return next((told["setting"] for told in _states(plan).values() if told["setting"] is not None), None)
 
 
 def _quiet(plan: Plan) -> None:
     """Wait until no ingress replica has a request of an earlier setting, for as long as requests may take.
 
-    Those that wait for a free slot are in no policy yet, and would wait in vain where theirs is taken away.
+    Those that wait for a free slot are in no policy yet, and would wait in vain where theirs is taken away. Replicas that Serve
+    replaces, since their code has changed, drain by themselves: they are waited for as well.
     """
-    from ray import serve
-
-    replicas = plan.ingress.rows[0][1]
-    handle: Any = serve.get_deployment_handle("ingress", plan.ingress.name)
-    until, quiet = time.monotonic() + float(plan.ingress.args["drain_s"]), 0
-    while quiet < 3 * replicas and time.monotonic() < until:  # a call asks one of them, whichever
-        quiet = 0 if handle.retiring.remote().result(timeout_s=60) else quiet + 1
+    until = time.monotonic() + float(plan.ingress.args["drain_s"]) + MARGIN_S
+    while time.monotonic() < until:
+        leaving = serve_internals.replicas("ingress", plan.ingress.name)["STOPPING"]
+        if not leaving and not any(told["retiring"] for told in _states(plan).values()):
+            return
         time.sleep(0.5)
 
 
-def _start(app: App, say: Any, route_prefix: str | None, **extra: Any) -> None:
+def _stop(names: Sequence[str], plan: Plan, say: Any) -> None:
+    """Take applications away and wait until they have drained; one that takes longer is left to Serve, and said."""
+    for name in names:
+        say(f"drain   {name}")
+    _delete(names)
+    until = time.monotonic() + float(plan.ingress.args["drain_s"]) + MARGIN_S
+    while left := set(names) & set(serving_now(plan.name)):
+        if time.monotonic() > until:
+            say(f"left    {', '.join(sorted(left))}: not gone yet, Serve goes on stopping it")
+            return
+        time.sleep(0.5)
+
+
+def _delete(names: Sequence[str]) -> None:
+    from ray import serve
+
+    for name in names:
+        serve.delete(name, _blocking=False)  # blocking, it gives up with an error after a minute
+
+
+def _start(app: App, say: Any, timeout_s: float, route_prefix: str | None = None, **extra: Any) -> None:
+    """Run an application and wait until it does. Raises ResourceError where it fails or takes too long."""
     from ray import serve
 
     say(f"start   {app.name}")
     began = time.monotonic()
-    try:
-        serve.run(built(app, **extra), name=app.name, route_prefix=route_prefix)
-    except RuntimeError as e:  # Serve's word for a deployment that does not start
-        if route_prefix is None:  # nobody asks it yet
-            serve.delete(app.name)
-        raise ResourceError(f"{app.name} did not start: {e}") from e
+    serve_internals.begin(built(app, **extra), app.name, route_prefix)
+    while True:
+        status = serve.status().applications.get(app.name)
+        if status is not None and status.status == "RUNNING":
+            break
+        late = time.monotonic() - began > timeout_s
+        if late or (status is not None and status.status == "DEPLOY_FAILED"):
+            why = (
+                "" if status is None else " ".join([status.message, *(d.message for d in status.deployments.values())])
+            )
+            raise ResourceError(
+                f"{app.name} {f'is not up after {timeout_s:g} s' if late else 'did not start'}: {why.strip()}"
+            )
+        time.sleep(0.2)
     say(f"ready   {app.name} after {time.monotonic() - began:.0f} s")

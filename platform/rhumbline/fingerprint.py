@@ -39,9 +39,13 @@ def fingerprint(folder: str | Path) -> str:
 
 def _samples(file: Path) -> Iterator[bytes]:
     """Name, size and header of a safetensors file, and the beginning of each tensor."""
+    size = file.stat().st_size
     with file.open("rb") as stored:
-        header = stored.read(int.from_bytes(stored.read(8), "little"))
-        yield from (file.name.encode(), str(file.stat().st_size).encode(), header)
+        length = int.from_bytes(stored.read(8), "little")
+        if length > size:  # a pointer of git-lfs, for instance, is text
+            raise ConfigError(f"{file} cannot be read as safetensors: it is no such file, or only a part of one")
+        header = stored.read(length)
+        yield from (file.name.encode(), str(size).encode(), header)
         start = stored.tell()
         try:
             tensors = json.loads(header)

@@ -20,7 +20,7 @@ from starlette.responses import StreamingResponse
 from actors import ingress
 from actors.engine_client import Target
 from actors.ingress import Current, Setting, built
-from actors.replica_metrics import Repeated
+from actors.replica_metrics import Repeated, mirrored
 from rhumbline.errors import UserError
 from rhumbline.serving.exchange import Exchange
 from rhumbline.serving.keys import new_key
@@ -176,10 +176,7 @@ def test_a_key_file_that_is_gone_is_refused(opened: list[str], tmp_path: Path) -
 def test_a_setting_that_cannot_be_opened_leaves_the_one_before(
     opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: Any) -> None: ...
-
     monkeypatch.setattr(ingress, "HandleEngine", lambda _: FakeEngine())
-    monkeypatch.setattr(ingress, "mirror", nothing)
     monkeypatch.setattr(ingress, "log_beside_serve", lambda: None)  # other tests read the log
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     monkeypatch.setattr(ingress.serve, "get_replica_context", lambda: context)
@@ -193,12 +190,11 @@ def test_a_setting_that_cannot_be_opened_leaves_the_one_before(
         await one.reconfigure(good)
         app = one.current._app
         await one.reconfigure(bad)
-        in_force, why = await one.state()
-        assert (one.current._app, in_force) == (app, good)
-        assert why is not None
-        assert "does not exist" in why
+        told = await one.state()
+        assert (one.current._app, told["setting"], told["replica"], told["retiring"]) == (app, good, "r1", 0)
+        assert "does not exist" in told["refusal"]
         await one.reconfigure(good)
-        assert (await one.state())[1] is None
+        assert (await one.state())["refusal"] is None
 
     asyncio.run(run())
 
@@ -256,6 +252,28 @@ def test_a_replicas_figures_are_repeated_by_what_they_rose(monkeypatch: pytest.M
     assert not any(name.endswith("_created") for name in Told.all)
 
 
+def test_the_last_figures_of_an_app_are_told_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prometheus_client import CollectorRegistry, Counter, Gauge
+    from ray.util import metrics
+
+    monkeypatch.setattr(Told, "all", {})
+    monkeypatch.setattr(metrics, "Counter", Told)
+    monkeypatch.setattr(metrics, "Gauge", Told)
+    registry = CollectorRegistry()
+    counter = Counter("asked", "Asked.", ["route"], registry=registry)
+    gauge = Gauge("busy", "Busy.", registry=registry)
+    state = SimpleNamespace(service=SimpleNamespace(metrics=SimpleNamespace(registry=registry)))
+    retired: Any = SimpleNamespace(state=state)
+
+    async def run() -> None:
+        async with mirrored(retired, "r1", 3600, lambda: False):
+            counter.labels("/a").inc(3)
+            gauge.set(1)
+
+    asyncio.run(run())
+    assert Told.all == {"asked_total": [("inc", 3.0, {"route": "/a", "replica": "r1"})]}
+
+
 def test_the_dashboard_shows_metrics_that_exist() -> None:
     dashboard = json.loads((ROOT / "cluster" / "dashboards" / "serving.json").read_text(encoding="utf-8"))
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
@@ -276,16 +294,3 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
         label for query in queries for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")
     }
     assert labels <= {label for sample in samples for label in sample.labels} | {"replica"}
-
-
-def test_an_edited_checkout_is_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "rhumbline"
-    (package / "playground").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    page = package / "playground" / "app.js"
-    page.write_text("1")
-    monkeypatch.setattr(ingress.rhumbline, "__file__", str(package / "__init__.py"))
-    before = ingress.code_version()
-    assert ingress.code_version() == before
-    page.write_text("2")
-    assert ingress.code_version() != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from rhumbline.errors import ResourceError
 def plan() -> Plan:
     """A policy of one CPU and its ingress of a tenth."""
     policy = App("smol--new", "x:policy", {}, (("policy", 1, 1.0, 0.0),))
-    ingress = App("smol", "x:ingress", {}, (("ingress", 1, 0.1, 0.0),))
+    ingress = App("smol", "x:ingress", {"drain_s": 0.2}, (("ingress", 1, 0.1, 0.0),))
     http = {"host": "127.0.0.1", "port": 8123, "request_timeout_s": 330.0}
-    return Plan("smol", "http://127.0.0.1:8123", (policy,), None, ingress, {}, http)
+    return Plan("smol", "http://127.0.0.1:8123", (policy,), None, ingress, {"version": "new"}, http)
 
 
 @pytest.fixture
@@ -77,3 +78,126 @@ def test_proxies_that_would_cut_requests_off_are_refused(monkeypatch: pytest.Mon
     others |= {"big": "/"}
     with pytest.raises(ResourceError, match=r"serves big at / already.*name=big"):
         updating.check_proxy(made)
+
+
+# --- the roll-out, on a Serve that does as the test says --------------------------------------------------------------
+
+
+class FakeServe:
+    """Serve's applications, whether each comes up, and what the ingress's replicas say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **now: str) -> None:
+        self.now = {name.replace("__", "--"): status for name, status in now.items()}
+        self.fails: set[str] = set()
+        self.refusal: str | None = None
+        self.setting: dict[str, Any] = {"version": "old"}
+        self.leaving = 0  # how often replicas are still said to be stopping
+        self.log: list[str] = []
+        monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=self._applications()))
+        monkeypatch.setattr("ray.serve.delete", self._delete)
+        monkeypatch.setattr(
+            "ray.serve.get_deployment_handle", lambda *_: SimpleNamespace(state=SimpleNamespace(remote=self._state))
+        )
+        monkeypatch.setattr(serve_internals, "http_options", lambda: object())
+        monkeypatch.setattr(serve_internals, "replicas", self._replicas)
+        monkeypatch.setattr(serve_internals, "begin", self._begin)
+        monkeypatch.setattr(updating, "built", lambda app, **extra: extra.get("user_config", {}))
+
+    def _applications(self) -> dict[str, Any]:
+        return {
+            name: SimpleNamespace(status=Status(status), message="why", deployments={})
+            for name, status in self.now.items()
+        }
+
+    def _begin(self, config: dict[str, Any], name: str, route_prefix: str | None) -> None:
+        self.log.append(f"begin {name} {config.get('version', '')}".strip())
+        self.now[name] = "DEPLOY_FAILED" if name in self.fails else "RUNNING"
+        if route_prefix == "/" and name not in self.fails and (self.refusal is None or config == self.setting):
+            self.setting = config
+
+    def _delete(self, name: str, _blocking: bool = True) -> None:
+        assert not _blocking, "it gives up after a minute"
+        self.log.append(f"delete {name}")
+        self.now.pop(name, None)
+
+    def _replicas(self, _deployment: str, app: str) -> dict[str, set[str]]:
+        self.leaving -= 1
+        running = {"r1", "r2"} if self.now.get(app) == "RUNNING" else set[str]()
+        return {"RUNNING": running, "STOPPING": {"r0"} if self.leaving > 0 else set()}
+
+    def _state(self) -> Any:
+        self.asked = not getattr(self, "asked", False)  # Serve chooses the replica
+        told = {
+            "replica": "r1" if self.asked else "r2",
+            "setting": self.setting,
+            "refusal": self.refusal,
+            "retiring": 0,
+        }
+        return SimpleNamespace(result=lambda timeout_s: told)
+
+
+class Status(str):
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+def quiet(_line: str) -> None: ...
+
+
+def test_what_is_new_is_started_before_what_is_old_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    serve.leaving = 5  # replicas of the ingress that its code has replaced
+    updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.log == ["begin smol--new", "begin smol new", "delete smol--old"]
+    assert serve.leaving < 0  # nothing was taken away before they had gone
+
+
+def test_a_policy_that_does_not_start_is_taken_away_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    serve.fails = {"smol--new"}
+    with pytest.raises(ResourceError, match=r"smol--new did not start: why"):
+        updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.log == ["begin smol--new", "delete smol--new"]
+    assert (serve.now, serve.setting) == ({"smol": "RUNNING", "smol--old": "RUNNING"}, {"version": "old"})
+
+
+def test_a_refused_setting_leaves_the_old_policy_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    serve.refusal = "UserError: no such checkpoint"
+    with pytest.raises(
+        ResourceError, match="keeps its setting, the new one was refused: UserError: no such checkpoint"
+    ):
+        updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.log == ["begin smol--new", "begin smol new", "begin smol old", "delete smol--new"]
+    assert serve.setting == {"version": "old"}
+
+
+def test_an_ingress_that_never_came_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch)
+    serve.fails = {"smol"}
+    with pytest.raises(ResourceError, match="smol did not start"):
+        updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.now == {}
+
+
+def test_replacing_stops_the_old_policy_first_and_keeps_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    updating.roll_out(plan(), load_deploy(["update=replace"]), quiet)
+    assert serve.log == ["delete smol--old", "begin smol--new", "begin smol new"]
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    serve.refusal = "UserError: broken"
+    with pytest.raises(ResourceError, match="broken"):
+        updating.roll_out(plan(), load_deploy(["update=replace"]), quiet)
+    assert serve.now == {
+        "smol": "RUNNING",
+        "smol--new": "RUNNING",
+    }  # the old policy is gone: going back would serve nothing
+
+
+def test_what_does_not_drain_in_time_is_left_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve, said = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING"), list[str]()
+    monkeypatch.setattr("ray.serve.delete", lambda name, _blocking: serve.log.append(f"delete {name}"))
+    monkeypatch.setattr(updating, "MARGIN_S", 0.0)
+    updating.roll_out(plan(), load_deploy(), said.append)
+    assert said[-1] == "left    smol--old: not gone yet, Serve goes on stopping it"

@@ -27,7 +27,7 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_who_wrote_them(tmp_path: Pat
 def test_a_fingerprint_sees_a_single_matrix_that_moved(tmp_path: Path) -> None:
     base = tiny_policy(tmp_path / "base")
     before, file = fingerprint(base), base / "model.safetensors"
-    original = load_file(file)
+    original, original_bytes = load_file(file), file.read_bytes()
     seen = {before}
     for name in original:
         moved = {key: tensor.clone() for key, tensor in original.items()}
@@ -35,6 +35,7 @@ def test_a_fingerprint_sees_a_single_matrix_that_moved(tmp_path: Path) -> None:
         save_file(moved, file, metadata={"format": "pt"})
         seen.add(fingerprint(base))
     assert len(seen) == len(original) + 1
-    file.write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot be read as safetensors"):
-        fingerprint(base)
+    for damaged in (b"", b"version https://git-lfs.github.com/spec/v1\n", original_bytes[:100]):
+        file.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="cannot be read as safetensors"):
+            fingerprint(base)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from rhumbline.directions import Cone, angle_between_deg, from_angle_deg
 from rhumbline.serving import echo
 from rhumbline.serving.choose import Choice
-from rhumbline.serving.requests import Sources, read_body
+from rhumbline.serving.requests import Sources, SteeringBody, read_body
 from rhumbline.serving.resolve import resolve
 from rhumbline.serving.served import Served
 from tests.rhumbline.steering_fakes import contract, served, soups
@@ -64,6 +66,14 @@ def test_a_header_is_ascii_whatever_objectives_are_called() -> None:
     assert header.isascii()
     assert header.isprintable()
     assert header.count("=") == 2
+
+
+def test_a_header_with_encoded_names_can_be_sent_back() -> None:
+    names = ("Höflichkeit", "tone/formality")
+    model = Served.of(contract(names, Cone(names, (1, 1), 45)), name="m", folder=Path("x"))
+    first = resolve(Sources(body=SteeringBody(weights={"Höflichkeit": 0.8, "tone/formality": 0.6})), model)
+    again = resolve(Sources(header=echo.header(first)), model)
+    assert again.requested == pytest.approx(first.effective, abs=0.01)
 
 
 def test_only_the_given_chunk_changes_and_not_in_place() -> None:

@@ -179,7 +179,8 @@ def test_a_request_that_names_no_bound_has_the_servers(client: TestClient, engin
     assert client.post("/v1/completions", json={"model": "smol", "prompt": "a"}).status_code == 200
     compared = {"messages": [{"role": "user", "content": "a"}], "directions": [{}, {}]}
     assert client.post("/v1/steering/compare", json=compared).status_code == 200
-    assert [request.get(UNNAMED) for request in engine.requests] == [4096, None, None, 4096, 4096, 4096]
+    assert [request.get(UNNAMED) for request in engine.requests] == [4096, None, None, None, 4096, 4096]
+    assert engine.requests[3]["max_tokens"] == 16
 
 
 def test_typos_get_a_did_you_mean(client: TestClient) -> None:

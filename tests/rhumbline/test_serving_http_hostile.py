@@ -40,6 +40,14 @@ def deep(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
     return opening * levels + closing * levels
 
 
+def called(arguments: str) -> bytes:
+    """A chat in which the assistant has called a tool."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return json.dumps(
+        {**REQUEST, "messages": [*REQUEST["messages"], {"role": "assistant", "tool_calls": [call]}]}
+    ).encode()
+
+
 BODIES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "missing_field"),
     "no json": (b"{", 400, "invalid_json"),
@@ -93,6 +101,11 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
         400,
         "too_long",
     ),
+    "a tool's arguments of 100,000 levels": (called("[" * 100_000), 400, "invalid_messages"),
+    "a tool's arguments of 450 objects": (called('{"a":' * 450 + "1" + "}" * 450), 400, "invalid_messages"),
+    "a tool's arguments with NaN": (called('{"a": NaN}'), 400, "invalid_messages"),
+    "half a pair in a tool's arguments": (called('{"a": "\\ud800"}'), 400, "invalid_messages"),
+    "a list for a tool's arguments": (called("[1]"), 400, "invalid_messages"),
     "two megabytes": (b'{%s, "user": "%s"}' % (HELLO, b"x" * 2_000_000), 413, "body_too_large"),
 }
 

@@ -47,7 +47,8 @@ class PolicyServing(Section):
     """
 
     replicas: int = Field(1, gt=0)
-    autoscaling: dict[str, Any] = Field(default={})  # Ray Serve's autoscaling_config, instead of `replicas`
+    # Ray Serve's autoscaling_config, instead of `replicas`; its target is half of max_ongoing_requests unless it says another.
+    autoscaling: dict[str, Any] = Field(default={})
     num_cpus: float = Field(0.5, gt=0)  # that Ray counts; `threads` says how many work
     num_gpus: float = Field(0.0, ge=0)  # 0: on the CPU
     threads: int | None = Field(None, gt=0)  # on the CPU; None: as many as this machine has cores

@@ -16,7 +16,7 @@ from rhumbline.serving import echo, exchange
 from rhumbline.serving.answers import Asked, answer, chat_text, positive, possible
 from rhumbline.serving.bodies import ChatBody, ChatMessage, Json, Sampling, for_engine
 from rhumbline.serving.errors import ApiError, documented
-from rhumbline.serving.prompt import final_messages, turns
+from rhumbline.serving.prompt import turns
 from rhumbline.serving.protocols import UNNAMED, Body
 from rhumbline.serving.replies import STEERED, STREAMED, ChatReply
 from rhumbline.serving.service import Service
@@ -42,7 +42,8 @@ def routes(service: Service) -> APIRouter:
         resolved = await service.settle(
             request, body=body.steering, metadata=body.metadata, verbosity=body.verbosity, alias=alias
         )
-        asked = conversation(service, request, body.messages, _fields(service, body), body.n or 1, positive(body.seed))
+        fields = _fields(service, body)
+        asked = await conversation(service, request, body.messages, fields, body.n or 1, positive(body.seed))
         possible(service, resolved, asked.n, body.temperature)
         service.allow(request, answers=asked.n * resolved.options.best_of)
         if body.stream:
@@ -56,7 +57,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def conversation(
+async def conversation(
     service: Service, request: Request, messages: list[ChatMessage], fields: Json, n: int, seed: int
 ) -> Asked:
     """Messages as they will be asked under any line. Raises ApiError, SteeringRefused."""
@@ -68,9 +69,11 @@ def conversation(
     if service.settings.log_text:
         about.text = {"messages": said}
 
+    defused = await service.defused(request, said)
+
     def render(line: str | None) -> Body:
         started = time.perf_counter()
-        out = {"messages": final_messages(line, said, service.guard)}
+        out = {"messages": defused.under(line)}
         service.spent(request, started)
         return out
 
@@ -94,12 +97,11 @@ def sampling(service: Service, body: Sampling) -> Json:
         raise ApiError(
             400, "stream_options is for streams: set stream too", param="stream_options", code="invalid_value"
         )
-    fields = {name: value for name, value in for_engine(body).items() if name != "n"}
-    return bounded_answer(service, fields)
+    return {name: value for name, value in for_engine(body).items() if name != "n"}
 
 
 def bounded_answer(service: Service, fields: Json) -> Json:
-    """With the settings' bound where a request names none: the engine would go on to the end of its context."""
+    """With the settings' bound where a chat names none: the engine would go on to the end of its context."""
     named = "max_tokens" in fields or "max_completion_tokens" in fields
     return fields if named else {**fields, UNNAMED: service.settings.max_tokens}
 
@@ -112,7 +114,7 @@ def note(text: dict[str, Any] | None, reply: Body) -> None:
 
 def _fields(service: Service, body: ChatBody) -> Json:
     service.bounded("max_completion_tokens", body.max_completion_tokens, service.settings.max_tokens)
-    fields = sampling(service, body)
+    fields = bounded_answer(service, sampling(service, body))
     if "tools" in fields:  # templates write them into the system message
         fields["tools"] = service.guard.clean_all(fields["tools"])
     return fields

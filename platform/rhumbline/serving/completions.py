@@ -29,6 +29,8 @@ from rhumbline.serving.streams import stream
 from rhumbline.serving.strict_route import StrictRoute
 from rhumbline.serving.waiting import Deadline, together, while_wanted
 
+USUAL = 16  # tokens of an answer where none are named, as OpenAI has it for completions
+
 
 def routes(service: Service) -> APIRouter:
     """The route over one service."""
@@ -50,8 +52,9 @@ def routes(service: Service) -> APIRouter:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         service.bounded("prompt", len(prompts), service.settings.max_prompts)
         service.text_fits(*prompts)
-        fields = {**sampling(service, body), "add_special_tokens": False}  # the chat template has written them
-        asked = [_asked(service, request, prompt, fields, body.n or 1, positive(body.seed)) for prompt in prompts]
+        fields = {"max_tokens": min(USUAL, service.settings.max_tokens), **sampling(service, body)}
+        fields["add_special_tokens"] = False  # the chat template has written them
+        asked = [await _asked(service, request, one, fields, body.n or 1, positive(body.seed)) for one in prompts]
         possible(service, resolved, asked[0].n, body.temperature)
         service.allow(request, answers=len(asked) * asked[0].n * resolved.options.best_of)
         about = exchange.of(request.scope)
@@ -69,10 +72,12 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _asked(service: Service, request: Request, prompt: str, fields: Json, n: int, seed: int) -> Asked:
+async def _asked(service: Service, request: Request, prompt: str, fields: Json, n: int, seed: int) -> Asked:
+    defused = await service.defused(request, [{"role": "user", "content": prompt}])
+
     def render(line: str | None) -> Body:
         started = time.perf_counter()
-        out = {"prompt": final_prompt(line, prompt, service.guard, service.served.tokenizer)}
+        out = {"prompt": final_prompt(line, defused, service.served.tokenizer)}
         service.spent(request, started)
         return out
 

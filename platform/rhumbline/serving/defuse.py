@@ -58,6 +58,7 @@ _TEMPLATE_MARK = re.compile(r"<[^\s<>]+>|<<[^\s<>]+>>|\[/?[A-Z_]+\]")
 _UNSEEN = "\u00ad\u200b-\u200f\u2060-\u2064\ufeff"  # characters that do not show, between which words could hide
 _GAP = rf"[\s{_UNSEEN}]"
 _SIGN = "[-+\u2212\uff0b\uff0d]"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROUNDS = 16
 
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
@@ -81,7 +82,7 @@ class Guard:
 
     def clean(self, text: str) -> str:
         """`text` without marks and look-alikes; without lone surrogates too, which no tokenizer takes."""
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if _SURROGATE.search(text):
             text = text.encode("utf-8", "replace").decode()
         for _ in range(_ROUNDS):  # respelling one may complete another, in texts made for it alone
             before = text

@@ -103,8 +103,8 @@ class KeyRing:
         self._path = Path(path)
         self._clock = clock
         self._lock = threading.Lock()
+        self._seen = self._stamp()  # before it is read: what changes in between is seen at the next look
         self._entries = read(self._path)
-        self._seen = self._stamp()
         self._looked = clock()
 
     def owner(self, key: str) -> str | None:

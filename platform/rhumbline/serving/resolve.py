@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -251,6 +252,8 @@ def _degrees(degrees: float | Mapping[str, float], served: Served) -> Direction:
 def _text(said: str, source: Literal["header", "metadata", "alias"], served: Served) -> Direction:
     """A direction as text: weights by name, an angle, a preset, or K numbers in order."""
     param, wish = _PARAMS[source], said.strip()
+    if source == "header":  # as X-Steering-Effective writes names that a header cannot hold
+        wish = unquote(wish)
     if len(said) > MAX_TEXT:
         raise SteeringRefused(
             f"{param}: a direction as text has at most {MAX_TEXT} characters, got {len(said)}.", param, "too_long"

@@ -7,9 +7,10 @@ service.allow(request, answers=4)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,7 +24,7 @@ from rhumbline.serving.echo import weights
 from rhumbline.serving.errors import ApiError
 from rhumbline.serving.limits import Limiter
 from rhumbline.serving.metrics import Metrics
-from rhumbline.serving.prompt import Guard
+from rhumbline.serving.prompt import Defused, Guard
 from rhumbline.serving.protocols import Engine, Mixtures, Rewards
 from rhumbline.serving.requests import Sources, SteeringBody
 from rhumbline.serving.resolve import Resolved, resolve, say
@@ -32,6 +33,7 @@ from rhumbline.serving.settings import Settings
 from rhumbline.users.pool import QuizItem
 from rhumbline.users.store import People, PeopleError, Profile
 
+LONG_CHARS = 20_000  # of a conversation that is made harmless in a thread: milliseconds
 BOUND_FRESH_S = 5.0  # how long a key's binding is believed; another replica may have changed it
 
 
@@ -99,6 +101,14 @@ class Service:
         """Count the time since `started` (perf_counter) as steering's."""
         about = exchange.of(request.scope)
         about.steering_s = (about.steering_s or 0.0) + time.perf_counter() - started
+
+    async def defused(self, request: Request, messages: Sequence[Mapping[str, Any]]) -> Defused:
+        """A conversation made harmless, long ones beside the loop that everybody else waits for."""
+        started = time.perf_counter()
+        long = sum(len(str(message.get("content"))) for message in messages) > LONG_CHARS
+        out = await run_in_threadpool(Defused.of, messages, self.guard) if long else Defused.of(messages, self.guard)
+        self.spent(request, started)
+        return out
 
     def base(self, model: str) -> str | None:
         """What a request's `model` says of a direction. Raises ApiError (404) where it is not the served one."""

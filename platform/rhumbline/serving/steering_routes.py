@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
         deadline = Deadline(service.settings.deadline_s)
         service.bounded("max_tokens", body.max_tokens, service.settings.max_tokens)
         fields = bounded_answer(service, _sampling(body))
-        asked = conversation(service, request, body.messages, fields, 1, positive(body.seed))
+        asked = await conversation(service, request, body.messages, fields, 1, positive(body.seed))
         # Each direction is settled by itself: the key's profile and headers are for requests that have one direction.
         settled = [await service.settle(request, body=one, header=False) for one in body.directions]
         for i, resolved in enumerate(settled):
