@@ -202,11 +202,11 @@ def built(setting: Setting, engine: Engine, rewards: Rewards | None) -> FastAPI:
 
 
 def questions_of(served: Served) -> list[QuizItem]:
-    """What the quiz asks: answers that the run has scored; none where a run has too few, or there is no run."""
+    """What the quiz asks: answers of these very weights that the run has scored; none without a run, or with too few."""
     if served.run is None:
         return []
     try:
-        return items_from_run(served.run)
+        return items_from_run(served.run, stages=served.scored, contract=served.steering, default=served.default)
     except DataError as e:
         logger.warning("no quiz: %s", e)
         return []

@@ -105,8 +105,8 @@ class Counts:
 def engine_class() -> type[Any]:
     """ray.serve.llm's vLLM engine, with `counts`, and without a process between the scheduler and its one worker on a CPU.
 
-    ray.serve.llm asks for vLLM's multi-process executor on CPUs whatever there is to distribute. With a single worker that is one
-    process more, which wakes for every token; `vllm serve` has the worker inside the engine's process.
+    ray.serve.llm asks for vLLM's multi-process executor on CPUs whatever there is to distribute, and so does vLLM itself unless
+    VLLM_ENABLE_V1_MULTIPROCESSING is 0. With a single worker that is one process more, which wakes for every token.
     """
     from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 

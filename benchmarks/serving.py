@@ -8,14 +8,15 @@
 
 Ours       the shipped adapter, merged, as jobs/deploy.py serves it, with a direction in the body of every request.
 The rival  `python -m vllm.entrypoints.openai.api_server` on the same weights with the same engine arguments, environment and
-           threads, asked for the messages that ours ends up with: the direction's words are in them. It has no keys, limits,
-           steering or Serve, and one process less between client and engine.
+           threads, and with its worker inside the engine's process as ours has it, asked for the messages that ours ends up
+           with: the direction's words are in them. It has no limits, steering or Serve, and one process less between client
+           and engine. Neither asks for a key.
 
-Both servers stay up; while one works the other is idle. Requests are streamed and greedy, all answers have --max-tokens tokens.
+Both servers stay up. While one works the other is idle, but for what Ray does by itself, which is told. Requests are streamed and greedy, all answers have --max-tokens tokens.
 Before anything is timed both are asked the same and must give the same text.
 
 There is a throughput line per number of streams, and lines for the time to the first token and for the 50% and 95% quantiles
-of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. The last line, `serving`, is the
+of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. Ours sends the tokens of 50 ms together. The last line, `serving`, is the
 throughput at the number of streams where ours is worst. `serving_steering` is 1 ms divided by the median time that one
 request spends on its direction, in this process, without any server.
 """
@@ -93,10 +94,10 @@ def versus_vllm(
 ) -> list[Ratio]:
     """Ratios of throughput, first token and latency per number of streams; the worst throughput last."""
     from benchmarks.measure.http_load import Told, client, streamed
-    from benchmarks.measure.serving_sides import ours, plain
+    from benchmarks.measure.serving_sides import ours, plain, used_s
 
     with ours(settings) as here, plain(settings, here.folder, port, RESULTS / "serving_vllm.log") as there:
-        texts = [prompt.messages for prompt in smol().splits.evaluation]
+        texts, idle = [prompt.messages for prompt in smol().splits.evaluation], list[float]()
         grid = here.served.cone.grid(7).tolist()
 
         def bodies(side: str, pair: int, count: int) -> list[dict[str, Any]]:
@@ -106,10 +107,14 @@ def versus_vllm(
 
         def ask(side: str, pair: int, count: int, at_once: int) -> Told:
             async def run() -> Told:
-                async with client(here.base if side == "ours" else there) as http:
+                async with client(here.base if side == "ours" else there.base) as http:
                     return await streamed(http, bodies(side, pair, count), at_once)
 
-            return asyncio.run(run())
+            before, began = used_s(there), time.perf_counter()
+            told = asyncio.run(run())
+            if side == "vllm" and pair != WARM_UP:
+                idle.append((used_s(there) - before) / (time.perf_counter() - began))
+            return told
 
         same = [ask(side, WARM_UP, 4, 2).texts for side in ("ours", "vllm")]
         if same[0] != same[1]:
@@ -131,6 +136,7 @@ def versus_vllm(
             (rate,) = compare(name, "tokens/s", ours=sides[0], rivals=sides[1:], pairs=pairs, out=path)
             rates.append(rate)
             ratios += [*quicker(name, told["ours"], told["vllm"]), rate]
+        print(f"while vLLM's server worked, ours and Ray used {np.median(idle):.2f} of a core")
         worst = min(rates, key=lambda ratio: ratio.median)
         return [*ratios, Ratio("serving", worst.median, worst.low, worst.high)]
 
@@ -172,7 +178,7 @@ def quicker(name: str, ours: Sequence[Any], rival: Sequence[Any]) -> list[Ratio]
 
 
 def cost_of_steering(served: Served, requests: int, seed: int) -> Ratio:
-    """1 ms over the median of what one request spends on its direction: reading, resolving, rendering, cleaning its text."""
+    """1 ms over the median of what one request spends on its direction: checking, resolving, cleaning its text, rendering."""
     from rhumbline.serving.prompt import Guard, final_messages
     from rhumbline.serving.requests import SteeringBody
     from rhumbline.serving.resolve import Sources, resolve

@@ -1,6 +1,6 @@
 """The two servers that benchmarks/serving.py compares, on one machine with one model and one set of engine settings.
 
-with ours(settings) as served, plain(settings, served.folder, port=8128) as base: ...
+with ours(settings) as here, plain(settings, here.folder, port=8128, log=log) as there: ...
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from actors import deployment, updating
 from actors.engine_settings import engine_settings, environment
@@ -43,6 +45,24 @@ class Ours:
         return told
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    base: str  # of the API
+    pid: int
+
+
+def used_s(but: Plain) -> float:
+    """CPU seconds so far of this process's children and theirs without the rival's: of Ray and our servers."""
+    theirs = {but.pid, *(child.pid for child in psutil.Process(but.pid).children(recursive=True))}
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        if process.pid not in theirs:
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                total += spent.user + spent.system
+    return total
+
+
 @contextlib.contextmanager
 def ours(settings: Deploy, source: str = "embedded") -> Iterator[Ours]:
     """A policy deployed as jobs/deploy.py does, on a Ray cluster of this process's own."""
@@ -59,8 +79,12 @@ def ours(settings: Deploy, source: str = "embedded") -> Iterator[Ours]:
 
 
 @contextlib.contextmanager
-def plain(settings: Deploy, folder: Path, port: int, log: Path) -> Iterator[str]:
-    """vLLM's own OpenAI server with the same engine settings and environment; its API's address."""
+def plain(settings: Deploy, folder: Path, port: int, log: Path) -> Iterator[Plain]:
+    """vLLM's own OpenAI server with the same engine settings and environment.
+
+    Its single worker runs inside the engine's process, as ours does: by default vLLM would give it a process of its own on a
+    CPU, which is slower.
+    """
     flags = ["--model", str(folder), "--served-model-name", "plain", "--host", "127.0.0.1", "--port", str(port)]
     for key, value in engine_settings(settings.policy, str(folder)).items():
         name = key.replace("_", "-")
@@ -70,14 +94,14 @@ def plain(settings: Deploy, folder: Path, port: int, log: Path) -> Iterator[str]
     with log.open("w") as file:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment(settings.policy)},
+            env={**os.environ, **environment(settings.policy), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
         _answers(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield Plain(f"http://127.0.0.1:{port}/v1", process.pid)
     finally:
         process.terminate()
         try:

@@ -112,8 +112,10 @@ def test_without_an_endpoint_people_are_described_and_the_rest_is_measured(recip
     assert set(accuracies(out)) == {"chance", "majority", "neighbours-2-information"}
     assert not (out / "answers.jsonl").exists()
     with (out / "report" / "data" / "disagreement.csv").open() as file:
-        rows = {row["user"]: row for row in csv.DictReader(file)}
-    assert (rows["tea"]["tea"], rows["tea"]["coffee"]) == ("0", "8")
+        rows = {frozenset((row["user"], row["other"])): row for row in csv.DictReader(file)}
+    assert len(rows) == 3
+    apart = rows[frozenset(("tea", "coffee"))]
+    assert (apart["differed"], apart["compared"], apart["share"]) == ("8", "8", "1.0")
 
 
 def test_a_survey_is_described_as_if_people_had_answered(recipe: Path, server: TastefulServer, tmp_path: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from rhumbline.directions import angle_between_deg
+from rhumbline.directions import angle_between_deg, from_angle_deg
 from rhumbline.serving.app import create_app
+from rhumbline.serving.evidence import Achieved
 from rhumbline.serving.keys import KeyRing, new_key
 from rhumbline.serving.protocols import EngineError
+from rhumbline.serving.served import Served
 from rhumbline.serving.settings import Settings
+from rhumbline.users.pool import QuizItem
 from rhumbline.users.store import People
+from tests.rhumbline.chat_fakes import CHATML, byte_tokenizer
 from tests.rhumbline.serving_fakes import NAMES, REQUEST, FakeEngine, FakeRewards, questions, served
+from tests.rhumbline.steering_fakes import served_3
 
 MESSAGES = REQUEST["messages"]
 
@@ -91,6 +97,7 @@ def test_objectives_and_presets_say_what_can_be_asked(client: TestClient, bare: 
     assert (body["mechanism"], body["method"], body["template_version"]) == ("prompt", "dpa", "dpa-int100/1")
     assert body["effect"]["proven"] is False
     assert (body["rewards"], body["quiz"]) == (True, True)
+    assert (body["front"], body["evaluated"]) == ([], [])
     without = bare.get("/v1/steering/objectives").json()
     assert (without["rewards"], without["quiz"]) == (False, False)
     presets = client.get("/v1/steering/presets").json()["presets"]
@@ -232,6 +239,21 @@ def test_compare_fails_as_one_and_lets_the_others_go(client: TestClient, engine:
     assert engine.running == 0
 
 
+def test_dominated_directions_are_told_as_such(engine: FakeEngine) -> None:
+    points = tuple(
+        Achieved(direction=from_angle_deg(angle), rewards=rewards, pareto=pareto)
+        for angle, rewards, pareto in ((0, (68.0, 60.0), True), (-20, (67.0, 50.0), False), (-45, (67.5, 40.0), True))
+    )
+    model = served(achieved=points, front=tuple(point for point in points if point.pareto))
+    app = create_app(model, engine, rewards=None, keys=None, people=None, settings=Settings())
+    body = TestClient(app).get("/v1/steering/objectives").json()
+    assert [point["pareto"] for point in body["evaluated"]] == [True, False, True]
+    assert body["evaluated"][1]["rewards"] == {"helpfulness": 67.0, "verbosity": 50.0}
+    assert body["front"] == [
+        {key: point[key] for key in ("direction", "rewards")} for point in body["evaluated"] if point["pareto"]
+    ]
+
+
 # --- quiz and profiles ------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +296,28 @@ def test_a_quiz_refuses_what_does_not_fit(client: TestClient) -> None:
     assert (again.status_code, again.json()["error"]["code"]) == (409, "answered")
     assert client.get(path).json()["estimate"]["asked"] == 1
     assert client.get("/v1/steering/quiz/none").status_code == 404
+
+
+def test_a_quiz_about_another_model_is_refused(engine: FakeEngine, tmp_path: Path) -> None:
+    other = served_3()
+    other.__dict__["tokenizer"] = byte_tokenizer(CHATML)
+    with People(f"sqlite:///{tmp_path}/people.sqlite") as people:
+
+        def client_of(model: Served, items: Sequence[QuizItem]) -> TestClient:
+            rest: Any = {"rewards": None, "keys": None, "people": people, "settings": Settings(), "questions": items}
+            return TestClient(create_app(model, engine, **rest))
+
+        state = client_of(served(), questions()).post("/v1/steering/quiz", json={}).json()
+        three = [replace(one, rewards_a=(*one.rewards_a, 1.0), rewards_b=(*one.rewards_b, 0.0)) for one in questions()]
+        deployed = client_of(other, three)
+        path = f"/v1/steering/quiz/{state['id']}"
+        told = [
+            deployed.get(path),
+            deployed.post(f"{path}/answer", json={"question": 0, "choice": "a"}),
+            deployed.post(f"{path}/more"),
+            deployed.post(f"{path}/save", json={"profile": "me"}),
+        ]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in told] == [(409, "other_model")] * 4
 
 
 def test_profiles_are_set_read_bound_and_forgotten(client: TestClient) -> None:

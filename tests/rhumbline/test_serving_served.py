@@ -37,6 +37,7 @@ def test_a_run_is_served_by_its_newest_finished_checkpoint_with_what_it_measured
     contract(iteration=3).write(path / "checkpoints/t=3")
     found = opened(path)
     assert (found.name, found.folder.name, found.mechanism, found.method) == ("mine", "t=2", "prompt", "dpa")
+    assert (found.scored, opened(path, checkpoint=1).scored) == (("evaluation/t=2",), ("evaluation/t=1",))
     assert (found.template_version, found.reward_model, found.run) == ("dpa-int100/1", "abc", path.resolve())
     assert angle_deg(found.default) == pytest.approx(-22.5)
     rewards = np.array([one.rewards for one in obedient(quality=52)])
@@ -227,6 +228,7 @@ def test_a_run_of_soups_is_served_by_its_mixtures(tmp_path: Path) -> None:
     assert found.ranges is not None
     assert found.ranges["verbosity"] == pytest.approx(tuple(np.quantile(rewards[:, 1], [0.1, 0.5, 0.9])))
     assert len(found.achieved) == 2
+    assert found.scored == ("evaluation/mixtures/t=1", "evaluation/mixtures/t=2")  # what the quiz asks about
     with pytest.raises(RunError, match="serves all of its mixtures"):
         open_served(path, checkpoint=1)
 

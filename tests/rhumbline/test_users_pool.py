@@ -124,8 +124,15 @@ def test_questions_come_from_the_newest_evaluation_standardised_with_the_checkpo
     for one in items:
         for text, rewards in ((one.a, one.rewards_a), (one.b, one.rewards_b)):
             assert rewards == pytest.approx((np.array(known[text]) - MEAN) / STD)
-    assert items_from_run(path, stage="evaluation/t=1")[0].prompt_id == "old"
+    assert items_from_run(path, stages=["evaluation/t=1"])[0].prompt_id == "old"
     assert items_from_run(path) == items  # the same questions for everybody
+    both = items_from_run(path, stages=["evaluation/t=1", "evaluation/t=2"])
+    assert {one.prompt_id for one in both} == {"old", "p", "q"}
+    for folder in (path / "checkpoints").glob("t=*"):
+        (folder / "steering.json").unlink()
+    with pytest.raises(DataError, match=r"no checkpoint with steering\.json"):
+        items_from_run(path)
+    assert items_from_run(path, contract=contract()) == items  # of a soup, which has none
 
 
 def test_without_an_evaluation_the_newest_iteration_serves(tmp_path: Path) -> None:
@@ -164,7 +171,7 @@ def test_runs_that_hold_no_questions_say_what_is_missing(tmp_path: Path) -> None
     with pytest.raises(DataError, match="no checkpoint"):
         items_from_run(run(tmp_path / "bare", {"evaluation/t=2": texts("p")}, checkpoint=False))
     with pytest.raises(DataError, match="no scored samples at evaluation/t=7"):
-        items_from_run(run(tmp_path / "other", {"evaluation/t=2": texts("p")}), stage="evaluation/t=7")
+        items_from_run(run(tmp_path / "other", {"evaluation/t=2": texts("p")}), stages=["evaluation/t=7"])
     with pytest.raises(DataError, match="several answers per"):
         items_from_run(run(tmp_path / "single", {"evaluation/t=2": texts("p")[:1]}))
 

@@ -187,8 +187,8 @@ def test_another_body_or_reading_is_another_request(server: TastefulServer) -> N
     keys = {
         Wanted.of(settings(server, **fields), ASKED, 2).key
         for fields in ({}, {"read": "text"}, {"body": {"steering": {"preset": "concise"}}}, {"model": "other"})
-    }
-    assert len(keys) == 4
+    } | {Wanted.of(settings(server, url="http://127.0.0.1:9/v1"), ASKED, 2).key}
+    assert len(keys) == 5
     assert Wanted.of(settings(server, concurrency=3), ASKED, 2).key in keys
 
 

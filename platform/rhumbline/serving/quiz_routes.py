@@ -94,7 +94,7 @@ def routes(service: Service) -> APIRouter:
 
         def work() -> Profile:
             state, _ = people.load_quiz(owner, id)
-            quiz = Quiz.from_dict(state, service.questions)
+            quiz = _quiz(service, state)
             estimate = quiz.estimate()
             weights = dict(zip(quiz.cone.names, estimate.direction, strict=True))
             return people.save_profile(
@@ -134,12 +134,24 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+def _quiz(service: Service, state: Json) -> Quiz:
+    """Raises ApiError (409) for the quiz of another model: deployments share a database, and its answers mean nothing here."""
+    quiz, names = Quiz.from_dict(state, service.questions), service.served.names
+    if quiz.cone.names != names:
+        raise ApiError(
+            409,
+            f"this quiz is about {', '.join(quiz.cone.names)}, the model is steered by {', '.join(names)}: begin another one",
+            code="other_model",
+        )
+    return quiz
+
+
 async def _read(service: Service, request: Request, quiz_id: str) -> Json:
     people, owner = service.needs_people(), exchange.of(request.scope).owner
 
     def work() -> Json:
         state, _ = people.load_quiz(owner, quiz_id)
-        return Quiz.from_dict(state, service.questions).state()
+        return _quiz(service, state).state()
 
     return {"id": quiz_id, **await run_in_threadpool(work)}
 
@@ -150,7 +162,7 @@ async def _change(service: Service, request: Request, quiz_id: str, change: Call
     quizzes: list[Quiz] = []
 
     def changed(state: Json) -> Json:
-        quiz = Quiz.from_dict(state, service.questions)
+        quiz = _quiz(service, state)
         change(quiz)
         quizzes.append(quiz)
         return quiz.to_dict()

@@ -85,6 +85,12 @@ class FrontPoint(BaseModel):
     rewards: Weights
 
 
+class EvaluatedPoint(FrontPoint):
+    pareto: bool = Field(
+        description="No other evaluated direction is at least as good everywhere and better somewhere."
+    )
+
+
 class Effect(BaseModel):
     proven: bool
     why: str
@@ -100,7 +106,8 @@ class Objectives(BaseModel):
     template_version: str | None
     rewards: bool = Field(description="Whether the server has the run's reward model.")
     quiz: bool = Field(description="Whether the server can ask the quiz.")
-    front: list[FrontPoint]
+    front: list[FrontPoint] = Field(description="The nondominated ones of `evaluated`.")
+    evaluated: list[EvaluatedPoint] = Field(description="Mean rewards on held-out prompts, per evaluated direction.")
     effect: Effect
 
 

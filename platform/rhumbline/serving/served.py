@@ -61,6 +61,7 @@ class Served:
     verbosity_deg: float = VERBOSITY_DEG  # what verbosity=low or high turns a direction by
     mixtures: tuple[Mixture, ...] = ()  # mechanism weights: what the engine must hold
     run: Path | None = None  # where the recipe and the rewards are
+    scored: tuple[str, ...] = ()  # stages of the run whose samples these weights gave, and were scored
     trust_remote_code: bool = False
 
     @classmethod
@@ -234,11 +235,13 @@ def _measured(
     """With what the run has measured. `stages`: of scores, the first that has any; `every`: all of them together."""
     store = RunStore.open(run)
     found = [stage for stage in stages if store.shards(stage)]
+    found = found if every else found[:1]
     evaluation = _json(run / "evaluation" / f"{label}.json")
     points = achieved(evaluation, served.names)
     return replace(
         served,
-        ranges=ranges(store, found if every else found[:1], served.steering),
+        ranges=ranges(store, found, served.steering),
+        scored=tuple(stage.removesuffix("/scores") for stage in found),
         achieved=points,
         front=tuple(point for point in points if point.pareto),
         effect=effect(evaluation),

@@ -114,6 +114,14 @@ def describe(service: Service) -> Json:
             {"direction": weights(served.names, point.direction), "rewards": weights(served.names, point.rewards)}
             for point in served.front
         ],
+        "evaluated": [
+            {
+                "direction": weights(served.names, point.direction),
+                "rewards": weights(served.names, point.rewards),
+                "pareto": point.pareto,
+            }
+            for point in served.achieved
+        ],
         "effect": {"proven": served.effect.proven, "why": served.effect.why},
     }
 

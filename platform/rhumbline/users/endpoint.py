@@ -57,7 +57,9 @@ class Wanted:
         }
         if by_logprobs:
             body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
-        sent = json.dumps([body, endpoint.body, letters, endpoint.read], sort_keys=True, ensure_ascii=False)
+        sent = json.dumps(
+            [endpoint.url, body, endpoint.body, letters, endpoint.read], sort_keys=True, ensure_ascii=False
+        )
         key = hashlib.sha256(sent.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         return cls(key=key, body=body, letters=letters, read=endpoint.read)
 

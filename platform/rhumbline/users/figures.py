@@ -151,7 +151,17 @@ def _disagreement(people: Population, order_U: Ints) -> Drawn:
     caption = (
         "How often every two users chose differently where both chose, users in the order of the similarity matrix."
     )
-    rows = _matrix(names, differed_UU[np.ix_(order_U, order_U)])
+    rows = [
+        {
+            "user": names[i],
+            "other": names[j],
+            "differed": int(differed_UU[order_U[i], order_U[j]]),
+            "compared": int(compared_UU[order_U[i], order_U[j]]),
+            "share": _plain(float(share_UU[i, j])),
+        }
+        for i in range(len(names))
+        for j in range(i)
+    ]
     return Drawn(name="disagreement", caption=caption, figure=figure, rows=rows)
 
 

@@ -143,7 +143,8 @@ def match(
 def items_from_run(
     run: str | Path,
     *,
-    stage: str | None = None,
+    stages: Sequence[str] = (),
+    contract: steering.Steering | None = None,
     how: Matching | None = None,
     default: Sequence[float] | None = None,
     per_prompt: int = 8,
@@ -152,18 +153,20 @@ def items_from_run(
 ) -> list[QuizItem]:
     """Questions from a run's scored samples, matched: at most `per_prompt` pairs of a prompt and `limit` in all.
 
-    stage: which samples, such as `evaluation/t=2`; by default the newest evaluation of a trained policy, else the newest
-    iteration. Held-out prompts come first because the policy has not learned their answers. Raises RunError where there is
-    no run, DataError where it has no scored samples or none that make a question.
+    stages: which samples, such as `evaluation/t=2`, taken together; by default the newest evaluation of a trained policy, else
+    the newest iteration. Held-out prompts come first because the policy has not learned their answers. contract: of the policy;
+    None: that of the run's checkpoint. default: (K,) the direction along which quality is matched; None: the cone's axis.
+    Raises RunError where there is no run, DataError where it has no scored samples or none that make a question.
     """
     store = RunStore.open(run)
-    chosen = stage or _newest(store)
-    if chosen is None:
+    chosen = stages or _newest(store)
+    if not chosen:
         raise DataError(f"{store.path} has no scored samples yet: let it finish an evaluation, then start the quiz")
-    scored = list(store.read(f"{chosen}/scores", Scored))
+    scored = [one for stage in chosen for one in store.read(f"{stage}/scores", Scored)]
     if not scored:
-        raise DataError(f"{store.path} has no scored samples at {chosen}")
-    contract, scale = _scale(store, chosen)
+        raise DataError(f"{store.path} has no scored samples at {', '.join(chosen)}")
+    contract = contract or _contract(store, chosen[-1])
+    scale = _scale(store, contract)
     rng = np.random.default_rng(seed)
     how = how or Matching()
     by_prompt: dict[str, list[Scored]] = {}
@@ -222,33 +225,35 @@ def _best_pairs(
     return out
 
 
-def _scale(store: RunStore, stage: str) -> tuple[steering.Steering, Standardiser]:
-    """The contract of the policy that answered and the scale of its rewards.
-
-    Where the recipe does not standardise, directions refer to plain points: one divisor for all objectives keeps every angle
-    and makes differences of about one.
-    """
+def _contract(store: RunStore, stage: str) -> steering.Steering:
+    """Of the policy that answered, or of another of its run."""
     folders = [store.path / "checkpoints" / stage.split("/")[-1], *_checkpoints(store.path)]
     folder = next((one for one in folders if (one / steering.FILE).is_file()), None)
     if folder is None:
         raise DataError(
             f"{store.path} has no checkpoint with {steering.FILE}: a quiz needs to know the trained directions"
         )
-    contract = steering.read(folder)
+    return steering.read(folder)
+
+
+def _scale(store: RunStore, contract: steering.Steering) -> Standardiser:
+    """Where the recipe does not standardise, directions refer to plain points: one divisor for all objectives keeps every angle
+    and makes differences of about one.
+    """
     calibration = Calibration.from_dict(dict(contract.calibration))
     recipe = yaml.safe_load((store.path / "recipe.resolved.yaml").read_text(encoding="utf-8"))
     if (recipe.get("rewards") or {}).get("standardise", True):
-        return contract, calibration.standardiser()
+        return calibration.standardiser()
     K = len(calibration.names)
-    return contract, Standardiser((0.0,) * K, (float(np.mean(calibration.std)) or 1.0,) * K, calibration.names)
+    return Standardiser((0.0,) * K, (float(np.mean(calibration.std)) or 1.0,) * K, calibration.names)
 
 
-def _newest(store: RunStore) -> str | None:
+def _newest(store: RunStore) -> tuple[str, ...]:
     for kind in ("evaluation", "iterations"):
         for folder in reversed(_numbered(store.path / kind)):
             if store.shards(f"{kind}/{folder.name}/scores"):
-                return f"{kind}/{folder.name}"
-    return None
+                return (f"{kind}/{folder.name}",)
+    return ()
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, ProgrammingError
 
 from rhumbline.errors import CodedError, StoreError, did_you_mean
 
@@ -39,6 +40,7 @@ _CODES = Literal[
     "unknown_quiz", "unknown_profile", "too_many", "too_large", "conflict", "invalid_profile", "invalid_name"
 ]
 
+_LONG = sa.Text().with_variant(LONGTEXT, "mysql", "mariadb")  # their TEXT holds 64 KiB
 _tables = sa.MetaData()
 _version = sa.Table("people_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _quizzes = sa.Table(
@@ -47,8 +49,8 @@ _quizzes = sa.Table(
     sa.Column("owner", sa.String(128), primary_key=True),
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("touched", sa.Float, nullable=False),  # seconds since 1970
-    sa.Column("state", sa.Text, nullable=False),  # JSON
+    sa.Column("touched", sa.Double, nullable=False),  # seconds since 1970
+    sa.Column("state", _LONG, nullable=False),  # JSON
 )
 _profiles = sa.Table(
     "people_profiles",
@@ -57,8 +59,8 @@ _profiles = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("weights", sa.Text, nullable=False),  # JSON {objective: weight}
     sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("half_angle_deg", sa.Float, nullable=True),
-    sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("half_angle_deg", sa.Double, nullable=True),
+    sa.Column("updated", sa.Double, nullable=False),
 )
 _bindings = sa.Table(
     "people_bindings",
@@ -123,7 +125,10 @@ class People:
         self.limits = limits or Limits()
         self._engine = _engine(url)
         try:
-            self._migrate()
+            try:
+                self._migrate()
+            except (IntegrityError, ProgrammingError):  # another server made the tables first, where DDL takes no lock
+                self._migrate()
         except (DatabaseError, OSError) as e:
             self.close()
             raise StoreError(f"{_shown(url)} cannot be opened for profiles and quizzes: {_reason(e)}") from e
