@@ -12,13 +12,14 @@ The rival  `python -m vllm.entrypoints.openai.api_server` on the same weights wi
            with: the direction's words are in them. It has no limits, steering or Serve, and one process less between client
            and engine. Neither asks for a key.
 
-Both servers stay up. While one works the other is idle, but for what Ray does by itself, which is told. Requests are streamed and greedy, all answers have --max-tokens tokens.
-Before anything is timed both are asked the same and must give the same text.
+Both servers stay up. While one works the other is idle, but for what Ray does by itself, which is told. Requests are streamed
+and greedy, all answers have --max-tokens tokens. Before anything is timed both are asked the same and must give the same text.
 
 There is a throughput line per number of streams, and lines for the time to the first token and for the 50% and 95% quantiles
-of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. Ours sends the tokens of 50 ms together. The last line, `serving`, is the
-throughput at the number of streams where ours is worst. `serving_steering` is 1 ms divided by the median time that one
-request spends on its direction, in this process, without any server.
+of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. Ours sends the tokens of 50 ms
+together, the rival each by itself. The last line, `serving`, is the throughput at the number of streams where ours is worst.
+`serving_steering` is 1 ms divided by the median time that one request spends on its direction, in this process, without any
+server.
 """
 
 from __future__ import annotations
