@@ -190,5 +190,8 @@ def test_the_users_database_lies_at_home(tmp_path: Path, monkeypatch: pytest.Mon
     assert deployment.users_url(load_deploy(["users.url=null"])) is None
     with pytest.raises(ConfigError, match=r"postgresql://me:\*\*\*@db/x.*RHUMBLINE_USERS_PASSWORD"):
         deployment.users_url(load_deploy(["users.url=postgresql://me:secret@db/x"]))
+    with pytest.raises(ConfigError, match="holds a password") as refused:
+        deployment.users_url(load_deploy(["users.url=postgresql://me@db/x?password=secret"]))
+    assert "secret" not in str(refused.value)
     with pytest.raises(ConfigError, match=r"users\.url"):
         deployment.users_url(load_deploy(["users.url=nonsense"]))

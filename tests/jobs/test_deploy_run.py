@@ -100,6 +100,19 @@ def test_openais_client_chats_streams_and_steers(served: Served) -> None:
     assert text.choices[0].text
 
 
+def test_a_request_that_names_no_bound_is_answered_within_the_servers(served: Served) -> None:
+    # The settings allow 4096 tokens, the engine's context has 512: the bound that nobody asked for is not refused.
+    whole = served.client.chat.completions.create(
+        model=NAME, messages=ASKED, temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.total_tokens == 512
+    text = served.client.completions.create(
+        model=NAME, prompt="Once upon a time", temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert text.usage.completion_tokens == 16
+
+
 def test_the_same_seed_gives_the_same_answer(served: Served) -> None:
     texts = [served.whole(seed=5, temperature=1.0).choices[0].message.content for _ in range(2)]
     assert texts[0] == texts[1]
