@@ -12,7 +12,18 @@ export const endpoint = (path) => new URL(path, BASE).href;
 export const key = () => sessionStorage.getItem(KEY) ?? "";
 export const setKey = (text) => (text ? sessionStorage.setItem(KEY, text) : sessionStorage.removeItem(KEY));
 
-/** kind: key | busy | loading | refused | failed | offline | stopped; waitSeconds where the server said how long. */
+/**
+ * What is wrong with a pasted key, in a sentence, or null. A header holds printable ASCII: on anything else fetch throws as
+ * if the server could not be reached.
+ */
+export function wrongKey(text) {
+  const at = text.search(/[^\x20-\x7e]/);
+  if (at < 0) return null;
+  const code = text.codePointAt(at).toString(16).toUpperCase().padStart(4, "0");
+  return `Not used: character ${at + 1} of this key is U+${code}, which is invisible or typographic, and in no key. Copy the key again, or type it.`;
+}
+
+/** kind: a value of KINDS below, refused, failed, offline or stopped; waitSeconds where the server said how long. */
 export class ApiError extends Error {
   constructor(kind, message, { status = 0, waitSeconds = null, code = null, requestId = null } = {}) {
     super(message);
@@ -20,12 +31,22 @@ export class ApiError extends Error {
   }
 }
 
+// By the server's code first: a 503 alone does not say whether the model starts, or the quiz's database is away.
 const KINDS = new Map([
+  ["not_ready", "loading"],
+  ["overloaded", "full"],
+  ["replica_died", "died"],
+  ["unavailable", "away"],
+  ["no_database", "database"],
+  ["deadline_exceeded", "late"],
   [401, "key"],
   [403, "key"],
   [429, "busy"],
-  [503, "loading"],
+  [503, "away"],
 ]);
+
+/** What is likely to pass by itself, so that asking again is not in vain. */
+export const passing = ({ kind }) => ["busy", "loading", "full", "died", "away", "database"].includes(kind);
 
 async function request(method, path, body, signal) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
@@ -54,13 +75,19 @@ function broken(cause, signal) {
 
 async function refusal(response) {
   const error = (await response.json().catch(() => ({}))).error ?? {};
-  const kind = KINDS.get(response.status) ?? (response.status < 500 ? "refused" : "failed");
+  const kind = KINDS.get(error.code) ?? KINDS.get(response.status) ?? (response.status < 500 ? "refused" : "failed");
   return new ApiError(kind, error.message || `The server answered ${response.status}.`, {
     status: response.status,
     waitSeconds: seconds(response.headers.get("Retry-After")),
     code: error.code ?? null,
     requestId: response.headers.get("x-request-id"),
   });
+}
+
+/** What ends a stream that the engine could not: its status was sent long before. One that had begun was ready. */
+function brokenOff({ message, code }, requestId) {
+  const kind = KINDS.get(code) ?? "failed";
+  return new ApiError(kind === "loading" ? "failed" : kind, message, { code, requestId });
 }
 
 /** Retry-After as seconds: the header holds a number or a date. */
@@ -95,7 +122,7 @@ export async function* stream(path, body, { signal } = {}) {
       for (const data of events(value)) {
         if (data === "[DONE]") return;
         const chunk = JSON.parse(data);
-        if (chunk.error) throw new ApiError("failed", chunk.error.message, { code: chunk.error.code, requestId });
+        if (chunk.error) throw brokenOff(chunk.error, requestId);
         yield chunk;
       }
     }

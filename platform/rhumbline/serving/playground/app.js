@@ -1,6 +1,6 @@
 // The playground: asks the server what it serves, then puts the panels on the page.
 
-import { call, key, setKey } from "./api.js";
+import { call, key, passing, setKey, wrongKey } from "./api.js";
 import { chat, nextDirection } from "./chat.js";
 import { compare } from "./compare.js";
 import { dial } from "./dial.js";
@@ -10,6 +10,7 @@ import { elsewhere, shareLink } from "./elsewhere.js";
 import { front } from "./front.js";
 import { failure, note } from "./notices.js";
 import { quiz } from "./quiz.js";
+import { untilReady } from "./readiness.js";
 import { settings } from "./settings.js";
 import { sliders } from "./sliders.js";
 import { aim, arc, createStore, presetAt, served } from "./state.js";
@@ -17,6 +18,7 @@ import { degrees, describe, weightsText } from "./words.js";
 
 const startUp = find("start-up");
 const keyBox = find("api-key");
+const keyState = find("key-state");
 
 async function boot() {
   startUp.replaceChildren(html("p", { class: "soft", role: "status" }, "Asking the server what it serves…"));
@@ -25,7 +27,7 @@ async function boot() {
     open(createStore(served(description, presets)));
     startUp.replaceChildren();
   } catch (error) {
-    startUp.replaceChildren(failure(error, boot, { automatic: error.kind === "loading" }));
+    startUp.replaceChildren(failure(error, boot, { automatic: passing(error) }));
     if (error.kind === "key") keyBox.focus();
     if (!error.kind) throw error; // a fault of this page: shown, and in the console with its place
   }
@@ -133,8 +135,16 @@ function tabs(onFirst) {
 keyBox.value = key();
 find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  setKey(keyBox.value.trim());
-  find("key-state").textContent = keyBox.value.trim() ? "In use until this tab closes." : "No key is used.";
+  const text = keyBox.value.trim();
+  const wrong = wrongKey(text);
+  keyBox.setAttribute("aria-invalid", String(wrong !== null));
+  keyState.classList.toggle("wrong", wrong !== null);
+  keyState.textContent = wrong ?? (text ? "In use until this tab closes." : "No key is used.");
+  if (wrong) {
+    keyBox.focus();
+    return;
+  }
+  setKey(text);
   if (!opened) boot();
 });
 for (const jump of document.querySelectorAll("[data-jump]")) {
@@ -145,4 +155,5 @@ for (const jump of document.querySelectorAll("[data-jump]")) {
     target.focus({ preventScroll: true });
   });
 }
+untilReady(find("readiness"));
 boot();

@@ -1,13 +1,16 @@
 // A conversation in the current direction, streamed; every answer measured, and checked against neutral on request.
 
 import { call, stream } from "./api.js";
-import { fromWeights, toWeights } from "./directions.js";
-import { announce, bringIntoView, find, html } from "./elements.js";
-import { directionName, facts, measure, rewardsOf } from "./measured.js";
+import { check } from "./check.js";
+import { toWeights } from "./directions.js";
+import { announce, bringIntoView, find, handOver, html } from "./elements.js";
+import { cutAt, directionName, facts, measure, rewardsOf } from "./measured.js";
 import { failure } from "./notices.js";
 import { aim } from "./state.js";
-import { ROUNDS, compareRounds, judge, meanWords, same, sentence } from "./verdict.js";
 import { plural, wordCount } from "./words.js";
+
+// A conversation: the answers that count as said, as { user, reply }, and the signal that it was cleared.
+const beginning = () => ({ turns: [], over: new AbortController() });
 
 export function chat(store, readSettings) {
   const log = find("chat-log");
@@ -17,8 +20,8 @@ export function chat(store, readSettings) {
   const stop = find("chat-stop");
   const clear = find("chat-clear");
   const empty = find("chat-empty");
-  let turns = []; // { user, reply } of the answers that count as said
-  let running = null;
+  let talk = beginning();
+  let running = null; // the AbortController of the answer that is being written
   let following = true; // the end of the conversation stays in sight until somebody scrolls up
   log.addEventListener("scroll", () => (following = log.scrollHeight - log.scrollTop - log.clientHeight < 80));
   new MutationObserver(() => following && (log.scrollTop = log.scrollHeight)).observe(log, {
@@ -35,7 +38,8 @@ export function chat(store, readSettings) {
     empty.hidden = true;
     store.set({ prompt: text });
     const asked = html("div", { class: "turn mine" }, html("p", { class: "who" }, "You"), html("p", { class: "text" }, text));
-    const answer = html("article", { class: "turn reply" });
+    const answer = html("article", { class: "turn reply", tabindex: -1 });
+    retire();
     log.append(asked, answer);
     reply(text, answer);
   });
@@ -44,24 +48,36 @@ export function chat(store, readSettings) {
     event.preventDefault();
     form.requestSubmit();
   });
-  stop.addEventListener("click", () => running?.abort());
-  clear.addEventListener("click", () => {
+  stop.addEventListener("click", () => {
     running?.abort();
-    turns = [];
+    box.focus();
+  });
+  clear.addEventListener("click", () => {
+    talk.over.abort();
+    talk = beginning();
+    busy(null);
     log.replaceChildren();
     empty.hidden = false;
-    store.set({ points: [] });
+    store.set({ points: [], prompt: "" }); // the prompt is in the requests to copy, too
     box.focus();
   });
 
   function busy(controller) {
+    if (controller === null && document.activeElement === stop) box.focus();
     running = controller;
     send.disabled = controller !== null;
     stop.hidden = controller === null;
   }
 
+  /** Once the conversation goes on a question that failed cannot be asked again: its answer would come after later ones. */
+  function retire() {
+    for (const actions of log.querySelectorAll(":scope > .reply > .note > .note-actions")) {
+      actions.replaceWith(html("p", { class: "soft" }, "This message is not part of the conversation."));
+    }
+  }
+
   const history = (text) => [
-    ...turns.flatMap((turn) => [
+    ...talk.turns.flatMap((turn) => [
       { role: "user", content: turn.user },
       { role: "assistant", content: turn.reply },
     ]),
@@ -69,8 +85,11 @@ export function chat(store, readSettings) {
   ];
 
   async function reply(user, article) {
+    if (running) return;
     const state = store.get();
+    const mine = talk;
     const controller = new AbortController();
+    mine.over.signal.addEventListener("abort", () => controller.abort());
     const messages = history(user);
     const settings = readSettings();
     const text = document.createTextNode("");
@@ -78,85 +97,53 @@ export function chat(store, readSettings) {
     article.replaceChildren(html("p", { class: "who" }, "Model"), shown);
     article.setAttribute("aria-busy", "true");
     busy(controller);
+    handOver(article);
     following = true;
     if (log.scrollHeight <= log.clientHeight) bringIntoView(article, "nearest"); // on a phone the page scrolls
-    let steering = null;
-    let stopped = false;
+    let [steering, usage, finish, failed] = [null, null, null, null];
     try {
       for await (const chunk of answers(state, messages, settings, controller.signal)) {
         steering = chunk.steering ?? steering;
-        const piece = (chunk.choices?.[0]?.delta ?? chunk.choices?.[0]?.message)?.content;
+        usage = chunk.usage ?? usage;
+        const choice = chunk.choices?.[0];
+        finish = choice?.finish_reason ?? finish;
+        const piece = (choice?.delta ?? choice?.message)?.content;
         if (piece) text.data += piece;
         if (piece) shown.classList.remove("waiting");
       }
     } catch (error) {
-      stopped = error.kind === "stopped";
-      if (!stopped || !text.data) {
-        busy(null);
-        article.removeAttribute("aria-busy");
-        // Nothing of a broken answer enters the conversation: the retry asks the same question again.
-        article.append(failure(error, () => reply(user, article)));
-        return;
-      }
+      failed = error;
     }
+    if (mine !== talk) return; // cleared meanwhile: nothing of it enters the next conversation
     busy(null);
     article.removeAttribute("aria-busy");
+    const stopped = failed?.kind === "stopped";
+    if (failed && !(stopped && text.data)) {
+      // Nothing of a broken answer enters the conversation: the retry asks the same question again.
+      article.append(failure(failed, () => reply(user, article)));
+      return;
+    }
     shown.classList.remove("waiting");
-    turns.push({ user, reply: text.data });
-    announce(`Answer of ${plural(wordCount(text.data), "word")}.`);
-    article.append(facts(state, steering, wordCount(text.data), { stopped }));
-    await weigh(state, article, { steering, messages, text: text.data, settings, stopped });
+    mine.turns.push({ user, reply: text.data });
+    const cut = cutAt(finish, settings.bestOf > 1 ? null : usage, settings.maxTokens); // best of n: the usage is of all n
+    announce(`Answer of ${plural(wordCount(text.data), "word")}${cut === null ? "" : ", cut"}.`);
+    article.append(facts(state, steering, wordCount(text.data), { stopped, cut }));
+    await weigh(state, article, { steering, messages, text: text.data, settings, over: mine.over.signal });
   }
 
   async function weigh(state, article, said) {
     const place = html("div", { class: "measured" }, html("p", { class: "soft" }, state.hasRewards ? "Scoring…" : ""));
     article.append(place);
     try {
-      const rewards = await rewardsOf(state, said.steering, said.messages, said.text);
+      const rewards = await rewardsOf(state, said.steering, said.messages, said.text, said.over);
+      if (said.over.aborted) return;
       place.replaceChildren(measure(state, rewards));
-      if (rewards) {
-        store.set({ points: [{ label: "1", rewards }] });
-        place.append(checkButton(state, said));
-      }
+      if (!rewards) return;
+      if (article === log.lastElementChild) store.set({ points: [{ label: "1", rewards }] });
+      place.append(check(state, said));
     } catch (error) {
-      place.replaceChildren(failure(error, () => (place.remove(), weigh(state, article, said))));
+      place.replaceChildren(failure(error, () => (place.remove(), handOver(article), weigh(state, article, said))));
     }
-  }
-
-  /** From one answer nothing is claimed; the button asks the model often enough to claim something. */
-  function checkButton(state, { steering, messages, settings }) {
-    const asked = steering ? fromWeights(steering.effective, state.names) : aim(state).effective;
-    if (same(asked, state.neutral)) {
-      return html("p", { class: "verdict" }, "This is the neutral direction: there is no movement to look for.");
-    }
-    const says = html("span", {}, "Moved in the asked direction: unclear from one answer. ");
-    const place = html("p", { class: "verdict", "aria-live": "polite" }, says);
-    const button = html("button", { type: "button", class: "quiet" }, `Check with ${ROUNDS} answers against neutral`);
-    place.append(button);
-    button.addEventListener("click", async () => {
-      const controller = new AbortController();
-      const cancel = html("button", { type: "button", class: "quiet", onclick: () => controller.abort() }, "Stop");
-      place.replaceChildren(says, cancel);
-      try {
-        const question = {
-          messages,
-          directions: [state.neutral, asked],
-          maxTokens: settings.maxTokens,
-          temperature: settings.temperature || 0.7, // without sampling there is only one answer to repeat
-          seed: settings.seed ?? 0,
-        };
-        const all = await compareRounds(state, question, ROUNDS, (t) => (says.textContent = `${t} `), controller.signal);
-        const rewards = [0, 1].map((k) => all.map((results) => fromWeights(results[k].steering.rewards, state.names)));
-        const verdict = judge(state.objectives, state.neutral, asked, rewards[0], rewards[1]);
-        place.dataset.moved = verdict.moved;
-        place.replaceChildren(`${sentence(verdict)} Words: ${meanWords(all, 1)} against ${meanWords(all, 0)} on average.`);
-      } catch (error) {
-        says.textContent = "Moved in the asked direction: not checked. ";
-        place.replaceChildren(says, button);
-        if (error.kind !== "stopped") place.append(failure(error, () => button.click()));
-      }
-    });
-    return place;
   }
 }
 

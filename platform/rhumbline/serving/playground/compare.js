@@ -1,11 +1,11 @@
 // One prompt in two to five directions, with one seed, side by side. The answers are numbered, here and on the front.
 
 import { between, fromWeights, normalise, sweep, sweepable } from "./directions.js";
-import { announce, field, find, html } from "./elements.js";
-import { directionName, facts, measure } from "./measured.js";
+import { announce, field, find, handOver, html } from "./elements.js";
+import { cutAt, directionName, facts, measure } from "./measured.js";
 import { failure } from "./notices.js";
 import { aim, presetAt } from "./state.js";
-import { ROUNDS, compareOnce, compareRounds, interval, judge, meanWords, same, sentence } from "./verdict.js";
+import { ROUNDS, compareOnce, compareRounds, cutWords, interval, judge, meanWords, same, sentence } from "./verdict.js";
 import { plural } from "./words.js";
 
 const MOST = 5;
@@ -45,7 +45,7 @@ export function compare(store, readSettings) {
           {},
           html("b", { class: "badge" }, i + 1),
           html("span", {}, presetAt(store.get(), v) ? `${presetAt(store.get(), v).name}: ` : "", directionName(v, names)),
-          html("button", { type: "button", class: "remove", "aria-label": `Remove direction ${i + 1}`, onclick: () => choose(columns.toSpliced(i, 1)) }, "✕"),
+          html("button", { type: "button", class: "remove", "aria-label": `Remove direction ${i + 1}`, onclick: () => remove(i) }, "✕"),
         ),
       ),
     );
@@ -55,7 +55,15 @@ export function compare(store, readSettings) {
   }
   choose(sweep(region, 3, Number(along.value || 0)));
 
-  stop.addEventListener("click", () => running?.abort());
+  function remove(i) {
+    choose(columns.toSpliced(i, 1));
+    (list.children[i]?.querySelector(".remove") ?? find("compare-title")).focus();
+  }
+
+  stop.addEventListener("click", () => {
+    running?.abort();
+    box.focus();
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!running && box.value.trim() && columns.length >= 2) first(box.value.trim(), [...columns]);
@@ -67,12 +75,15 @@ export function compare(store, readSettings) {
   });
 
   function busy(controller) {
+    if (controller === null && document.activeElement === stop) box.focus();
     running = controller;
     go.disabled = controller !== null || columns.length < 2;
     stop.hidden = controller === null;
+    for (const offer of out.querySelectorAll(".check-offer button")) offer.disabled = controller !== null;
   }
 
   async function first(prompt, directions) {
+    if (running) return;
     const state = store.get();
     const { maxTokens, temperature, seed } = readSettings();
     const question = { messages: [{ role: "user", content: prompt }], directions, maxTokens, temperature, seed: seed ?? 0 };
@@ -89,11 +100,12 @@ export function compare(store, readSettings) {
     );
   }
 
-  async function check(state, question, seen) {
+  async function check(state, question) {
+    if (running) return;
     const status = html("p", { class: "soft", role: "status" });
     out.prepend(status);
     await task(
-      () => check(state, question, seen),
+      () => check(state, question),
       (text) => (status.textContent = text),
       async (signal, says) => {
         const sampled = { ...question, temperature: question.temperature || 0.7 };
@@ -106,14 +118,16 @@ export function compare(store, readSettings) {
 
   async function task(retry, says, work, cleanUp = () => {}) {
     const controller = new AbortController();
+    out.querySelectorAll(":scope > .note").forEach((old) => old.remove()); // of an earlier try, with its own way to try again
     busy(controller);
+    handOver(out);
     out.setAttribute("aria-busy", "true");
     try {
       await work(controller.signal, says);
     } catch (error) {
       cleanUp();
       out.querySelectorAll(".waiting-columns").forEach((node) => node.remove());
-      out.prepend(failure(error, (event) => (event?.target.closest(".note")?.remove(), retry())));
+      out.prepend(failure(error, retry));
     } finally {
       busy(null);
       out.removeAttribute("aria-busy");
@@ -142,8 +156,8 @@ export function compare(store, readSettings) {
         k,
         directionName(v, names),
         html("p", { class: "text", tabindex: 0, "aria-label": `Answer ${k + 1}` }, said.message.content),
-        facts(state, said.steering, said.words, { named: true }),
-        many ? html("p", { class: "soft" }, `Below: means of ${all.length} answers, ${meanWords(all, k)} words on average.`) : null,
+        facts(state, said.steering, said.words, { named: true, cut: cutAt(said.finish_reason, said.usage, question.maxTokens) }),
+        many ? html("p", { class: "soft" }, `Below: means of ${all.length} answers, ${meanWords(all, k)} words on average.${cutWords(all.map((results) => results[k]), question.maxTokens)}`) : null,
         measure(state, mean, stats?.map((s) => s.half) ?? null),
         rewards[k] ? claim(state, took, rewards, k, reference, many) : null,
       );
@@ -151,7 +165,7 @@ export function compare(store, readSettings) {
     store.set({
       points: rewards.flatMap((r, k) => (r ? [{ label: String(k + 1), rewards: names.map((_, i) => interval(r.map((x) => x[i])).mean) }] : [])),
     });
-    const actions = state.hasRewards && !many ? [checkOffer(() => check(state, question, all))] : [];
+    const actions = state.hasRewards && !many ? [checkOffer(() => check(state, question))] : [];
     out.replaceChildren(html("div", { class: "columns", tabindex: 0, role: "group", "aria-label": "Answers side by side" }, articles), ...actions);
   }
 

@@ -35,6 +35,22 @@ export function announce(text) {
   find("announcer").textContent = text;
 }
 
+/** Whether the keyboard is on nothing, or on a control that was just disabled or hidden, which browsers notice later. */
+function adrift() {
+  const at = document.activeElement;
+  return !at || at === document.body || at.disabled || at.closest("[hidden]") !== null;
+}
+
+/**
+ * Puts the keyboard on what took the place of the control that it was on; says whether it did. Where somebody has gone
+ * elsewhere meanwhile it stays.
+ */
+export function handOver(node) {
+  const lost = adrift();
+  if (lost) node.focus({ preventScroll: true });
+  return lost;
+}
+
 /** Scrolls there, at once where motion is unwelcome. */
 export function bringIntoView(node, block = "start") {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;

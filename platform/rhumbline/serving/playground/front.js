@@ -1,8 +1,9 @@
-// The run's Pareto front: the mean rewards that the model reached in each direction when it was evaluated, with the
-// current direction on it and the latest answers beside it.
+// What the model reached: the mean rewards of every direction in which it was evaluated, the Pareto front as a line through
+// those that no other one dominates, the place of the current direction where it is known, and the latest answers.
 
 import { angleOf, between } from "./directions.js";
 import { field, html, svg } from "./elements.js";
+import { directionName } from "./measured.js";
 import { aim } from "./state.js";
 import { degrees, number, pole, weightsText } from "./words.js";
 
@@ -11,10 +12,17 @@ const H = 290;
 const EDGE = { left: 46, right: 16, top: 14, bottom: 44 };
 
 export function front(root, store) {
-  const { front: points, names } = store.get();
-  if (points.length < 2) {
-    root.append(html("p", { class: "soft" }, "This model comes without an evaluation over directions: there is no front to show."));
+  const { evaluated, names } = store.get();
+  if (evaluated.length < 2) {
+    const found = evaluated.length ? "was evaluated in one direction only" : "comes without an evaluation over directions";
+    root.append(html("p", { class: "soft" }, `This model ${found}: there is no front to show.`));
     return;
+  }
+  const best = evaluated.filter((p) => p.pareto);
+  if (best.length === 1) {
+    root.append(
+      html("p", { class: "front-one" }, "One direction, ", directionName(best[0].direction, names), ", is best in every objective on the test prompts, so there is no trade-off to steer."),
+    );
   }
   let axes = [0, 1];
   const choose = (k) => {
@@ -29,33 +37,59 @@ export function front(root, store) {
   const where = html("p", { class: "front-where" });
   const key = html("ul", { class: "legend" });
   if (names.length > 2) root.append(html("div", { class: "controls" }, field("Across", choose(0)), field("Up", choose(1))));
-  root.append(picture, key, where, table(points, names));
+  root.append(picture, key, where, table(evaluated, names));
   const draw = (state) => paint(picture, key, where, state, axes);
   store.subscribe(draw);
 }
 
-/** Mean rewards (K,) to expect in a direction: between the two evaluated neighbours (K=2), or of the nearest one. */
-export function expected(points, direction) {
-  const away = points.map((p) => between(p.direction, direction));
-  const nearest = away.indexOf(Math.min(...away));
-  if (direction.length > 2 || away[nearest] < 0.05) return { rewards: points[nearest].rewards, off: away[nearest] };
+const SAME_DEG = 1.001; // within this of an evaluated direction its measurement counts: one step of the dial
+const WIDEST_DEG = 90; // no line is drawn between neighbours farther apart than this
+
+/**
+ * What is known of a direction: { how, rewards (K,), ends }.
+ *
+ * "measured": it was evaluated, `ends` is that direction. "between": its place on the line between its two evaluated
+ * neighbours, `ends`; K=2. "nearest": neither, and the rewards are those of the nearest evaluated one, not its own. Where weights
+ * are mixed the nearest mixture answers, so that its measurement is the direction's own: "mixture".
+ */
+export function known(evaluated, direction, mixed = false) {
+  const near = (p) => between(p.direction, direction);
+  const nearest = evaluated.reduce((best, p) => (near(p) < near(best) ? p : best));
+  if (mixed) return { how: "mixture", rewards: nearest.rewards, ends: [nearest] };
+  if (near(nearest) <= SAME_DEG) return { how: "measured", rewards: nearest.rewards, ends: [nearest] };
+  const other = { how: "nearest", rewards: nearest.rewards, ends: [nearest] };
+  if (direction.length > 2) return other;
   const turn = (p) => ((angleOf(p.direction) - angleOf(direction) + 540) % 360) - 180;
-  const above = points.filter((p) => turn(p) >= 0).sort((a, b) => turn(a) - turn(b))[0];
-  const below = points.filter((p) => turn(p) < 0).sort((a, b) => turn(b) - turn(a))[0];
-  if (!above || !below || turn(above) - turn(below) > 90) return { rewards: points[nearest].rewards, off: away[nearest] };
+  const above = evaluated.filter((p) => turn(p) >= 0).sort((a, b) => turn(a) - turn(b))[0];
+  const below = evaluated.filter((p) => turn(p) < 0).sort((a, b) => turn(b) - turn(a))[0];
+  if (!above || !below || turn(above) - turn(below) > WIDEST_DEG) return other;
   const share = -turn(below) / (turn(above) - turn(below));
-  return { rewards: above.rewards.map((r, i) => share * r + (1 - share) * below.rewards[i]), off: 0 };
+  return { how: "between", rewards: above.rewards.map((r, i) => share * r + (1 - share) * below.rewards[i]), ends: [below, above] };
 }
 
+/** The same in a sentence. */
+function told({ how, rewards, ends }, direction, names) {
+  const figures = names.map((name, i) => `${name} ${number(rewards[i])}`).join(", ");
+  const away = between(ends[0].direction, direction);
+  if (how === "measured") return `In the current direction${away < 0.05 ? "" : ` (evaluated ${degrees(away)} away)`} the model averaged ${figures} on its test prompts.`;
+  if (how === "mixture") return `In the current direction the mixture for ${weightsText(ends[0].direction, names)} answers, ${degrees(away)} away. It averaged ${figures} on the test prompts.`;
+  if (how === "nearest") return `The current direction was not evaluated. The nearest one that was, ${degrees(away)} away, averaged ${figures} on the test prompts.`;
+  const [from, to] = ends.map((p) => degrees(angleOf(p.direction)));
+  return `In the current direction the model would average about ${figures} on its test prompts: interpolated between ${from} and ${to}, where it was evaluated.`;
+}
+
+const HERE = { mixture: "the mixture that answers", measured: "your direction, evaluated", between: "your direction, interpolated", nearest: "evaluated nearest to your direction" };
+
 function paint(picture, key, where, state, [ax, ay]) {
-  const { front: points, names, points: answers } = state;
+  const { evaluated, names, points: answers } = state;
   const { effective } = aim(state);
-  const here = expected(points, effective);
-  const shown = [...points, ...answers, here].map((p) => p.rewards);
+  const here = known(evaluated, effective, state.mechanism === "weights");
+  const shown = [...evaluated, ...answers].map((p) => p.rewards);
   const x = scale(shown.map((r) => r[ax]), EDGE.left, W - EDGE.right);
   const y = scale(shown.map((r) => r[ay]), H - EDGE.bottom, EDGE.top);
   const spot = (p) => [x.at(p.rewards[ax]), y.at(p.rewards[ay])];
-  const line = names.length === 2 ? [...points].sort((a, b) => angleOf(b.direction) - angleOf(a.direction)) : [];
+  const best = evaluated.filter((p) => p.pareto);
+  const line = names.length === 2 ? [...best].sort((a, b) => a.rewards[ax] - b.rewards[ax]) : [];
   const [hx, hy] = spot(here);
   picture.replaceChildren(
     ...x.ticks.map((t) => svg("path", { class: "grid", d: `M ${x.at(t)} ${EDGE.top} V ${H - EDGE.bottom}` })),
@@ -64,12 +98,15 @@ function paint(picture, key, where, state, [ax, ay]) {
     ...y.ticks.map((t) => svg("text", { class: "tick", x: EDGE.left - 6, y: y.at(t) + 4, "text-anchor": "end" }, label(t))),
     svg("text", { class: "axis", x: W - EDGE.right, y: H - 8, "text-anchor": "end" }, `${names[ax]}: ${pole(names[ax], 1)} →`),
     svg("text", { class: "axis", x: 14, y: EDGE.top, transform: `rotate(-90 14 ${EDGE.top})`, "text-anchor": "end" }, `${names[ay]}: ${pole(names[ay], 1)} →`),
-    svg("polyline", { class: "front-line", points: line.map((p) => spot(p).join(",")).join(" ") }),
-    ...points.map((p) => {
+    line.length > 1 ? svg("polyline", { class: "front-line", points: line.map((p) => spot(p).join(",")).join(" ") }) : "",
+    ...evaluated.map((p) => {
       const [cx, cy] = spot(p);
-      return svg("circle", { class: "front-point", cx, cy, r: 4 }, svg("title", {}, pointText(p, names)));
+      return svg("circle", { class: p.pareto ? "front-point" : "front-point dominated", cx, cy, r: 4 }, svg("title", {}, pointText(p, names)));
     }),
-    svg("path", { class: "front-here", d: `M ${hx} ${hy - 9} L ${hx + 9} ${hy} L ${hx} ${hy + 9} L ${hx - 9} ${hy} Z` }),
+    // A ring says no more than which point is meant; a diamond is a place of the current direction's own.
+    here.how === "nearest"
+      ? svg("circle", { class: "front-near", cx: hx, cy: hy, r: 9 })
+      : svg("path", { class: `front-here ${here.how}`, d: `M ${hx} ${hy - 9} L ${hx + 9} ${hy} L ${hx} ${hy + 9} L ${hx - 9} ${hy} Z` }),
     ...answers.map((p) => {
       const [cx, cy] = spot(p);
       return svg(
@@ -80,15 +117,20 @@ function paint(picture, key, where, state, [ax, ay]) {
       );
     }),
   );
-  const expectation = names.map((name, i) => `${name} ${number(here.rewards[i])}`).join(", ");
-  picture.setAttribute("aria-label", `Front of ${points.length} evaluated directions; the current one is at ${expectation}`);
-  where.textContent =
-    `In the current direction the model averaged ${expectation} on its test prompts` +
-    (here.off > 1 ? ` (nearest evaluated direction, ${degrees(here.off)} away).` : ".");
+  where.textContent = told(here, effective, names);
+  const dominated = evaluated.length - best.length;
+  picture.setAttribute(
+    "aria-label",
+    `${evaluated.length} evaluated directions: ${best.length} on the front` +
+      (dominated ? `, ${dominated} dominated, drawn hollow: another one is at least as good in every objective.` : ".") +
+      ` ${where.textContent}`,
+  );
+  const entry = (mark, text) => html("li", {}, html("span", { class: mark, "aria-hidden": "true" }), text);
   key.replaceChildren(
-    html("li", {}, html("span", { class: "key-dot", "aria-hidden": "true" }), "evaluated directions"),
-    html("li", {}, html("span", { class: "key-diamond", "aria-hidden": "true" }), "your direction"),
-    answers.length ? html("li", {}, html("span", { class: "key-square", "aria-hidden": "true" }), answers.length > 1 ? "the compared answers" : "the latest answer") : "",
+    entry("key-dot", "on the front"),
+    dominated ? entry("key-dot hollow", "dominated: another one is at least as good in every objective") : "",
+    entry(here.how === "nearest" ? "key-ring" : `key-diamond ${here.how}`, HERE[here.how]),
+    answers.length ? entry("key-square", answers.length > 1 ? "the compared answers" : "the latest answer") : "",
   );
 }
 
@@ -107,10 +149,10 @@ function scale(values, from, to) {
   return { ticks, at: (value) => Number((from + ((value - low) / (high - low)) * (to - from)).toFixed(2)) };
 }
 
-const pointText = (p, names) => `${weightsText(p.direction, names)}: ${names.map((n, i) => `${n} ${number(p.rewards[i])}`).join(", ")}`;
+const pointText = (p, names) => `${weightsText(p.direction, names)}: ${names.map((n, i) => `${n} ${number(p.rewards[i])}`).join(", ")}${p.pareto ? "" : " (dominated)"}`;
 
 function table(points, names) {
-  const cells = (p) => [...p.direction.map((x) => number(x, 2)), ...p.rewards.map((x) => number(x))];
+  const cells = (p) => [...p.direction.map((x) => number(x, 2)), ...p.rewards.map((x) => number(x)), p.pareto ? "yes" : "no, dominated"];
   return html(
     "details",
     {},
@@ -121,7 +163,7 @@ function table(points, names) {
       html(
         "table",
         {},
-        html("thead", {}, html("tr", {}, names.map((n) => html("th", { scope: "col" }, `weight of ${n}`)), names.map((n) => html("th", { scope: "col" }, `mean ${n}`)))),
+        html("thead", {}, html("tr", {}, names.map((n) => html("th", { scope: "col" }, `weight of ${n}`)), names.map((n) => html("th", { scope: "col" }, `mean ${n}`)), html("th", { scope: "col" }, "on the front"))),
         html("tbody", {}, points.map((p) => html("tr", {}, cells(p).map((c) => html("td", {}, c))))),
       ),
     ),

@@ -13,8 +13,15 @@ export function directionName(v, names) {
   return html("span", { title: weightsText(v, names) }, describe(v, names) + turn);
 }
 
-/** The line under an answer: words, direction unless a heading has `named` it, and whether it was pulled back. */
-export function facts(state, steering, words, { stopped = false, named = false } = {}) {
+/**
+ * Tokens at which an answer was cut, or null where it came to its own end. `usage` is of this answer alone: the engine's
+ * context may have ended it before `maxTokens`.
+ */
+export const cutAt = (finishReason, usage, maxTokens) =>
+  finishReason === "length" ? Math.min(maxTokens, usage?.completion_tokens ?? maxTokens) : null;
+
+/** The line under an answer: words, direction unless a heading has `named` it, whether it was pulled back, and its end. */
+export function facts(state, steering, words, { stopped = false, named = false, cut = null } = {}) {
   const { names } = state;
   const effective = steering ? fromWeights(steering.effective, names) : null;
   return html(
@@ -24,6 +31,7 @@ export function facts(state, steering, words, { stopped = false, named = false }
     effective && !named ? html("span", {}, "answered as ", directionName(effective, names)) : null,
     effective && steering.projected && apart(normalise(fromWeights(steering.requested, names)), effective) ? html("span", { class: "flag" }, "pulled back into the trained range") : null,
     stopped ? html("span", { class: "flag" }, "stopped before its end") : null,
+    cut === null ? null : html("span", { class: "flag" }, `cut at ${plural(cut, "token")}: its length is a lower bound`),
   );
 }
 

@@ -1,11 +1,17 @@
 // What went wrong or is missing, in words, with what to do about it.
 
+import { passing } from "./api.js";
 import { html } from "./elements.js";
 
 const TITLES = {
   key: "This server needs a key",
   busy: "Too many requests for this key",
   loading: "The model is not ready yet",
+  full: "The server has more requests than it can take",
+  died: "A process of the server died with this request",
+  away: "The server cannot answer now",
+  database: "The server’s database does not answer",
+  late: "The answer took too long",
   refused: "The server refused this",
   failed: "Something failed on the server",
   offline: "The server cannot be reached",
@@ -26,8 +32,9 @@ const paragraph = (line) => (typeof line === "string" ? html("p", {}, line) : li
  */
 export function failure(error, retry, { automatic = false } = {}) {
   const kind = error.kind ?? "unread";
-  const box = note(kind === "loading" || kind === "busy" ? "care" : "bad", TITLES[kind], message(kind, error));
+  const box = note(passing({ kind }) ? "care" : "bad", TITLES[kind], message(kind, error));
   box.setAttribute("role", "alert");
+  box.tabIndex = -1; // where the keyboard goes when the control that failed is gone
   box.dataset.kind = kind;
   if (retry) {
     const button = html("button", { type: "button", onclick: retry }, "Try again");
@@ -41,7 +48,7 @@ export function failure(error, retry, { automatic = false } = {}) {
 
 function message(kind, error) {
   if (kind === "key") return `Put a key into the field at the top of the page. The server says: ${error.message}`;
-  if (kind === "busy") {
+  if (kind === "busy" || kind === "full") {
     const wait = error.waitSeconds === null ? "a moment" : `${error.waitSeconds} s`;
     return `The server asks to wait ${wait}. ${error.message}`;
   }

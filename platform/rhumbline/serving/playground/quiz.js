@@ -2,12 +2,23 @@
 
 import { ApiError, call } from "./api.js";
 import { angleOf, fromWeights, normalise } from "./directions.js";
-import { announce, bringIntoView, find, html } from "./elements.js";
+import { announce, bringIntoView, find, handOver, html } from "./elements.js";
 import { directionName } from "./measured.js";
 import { failure, note } from "./notices.js";
 import { describe, number, plural } from "./words.js";
 
 const KEPT = "rhumbline.quiz";
+const ENDS = {
+  certain: "it was certain enough",
+  limit: "the number of questions was reached",
+  no_questions: "there are no questions left",
+};
+
+const GONE = "The quiz that you began is not there any more, or was begun with another key.";
+const OTHERS = "The quiz that you began was about another model’s objectives, so it was put away.";
+
+/** Why a kept quiz can never go on, or null: other failures may pass, and its answers are still there. */
+const lost = ({ code }) => (code === "other_model" ? OTHERS : code === "unknown_quiz" ? GONE : null);
 
 export function quiz(store) {
   const root = find("quiz");
@@ -17,20 +28,36 @@ export function quiz(store) {
 
   /** Runs one step at the server; a failure leaves what is shown and offers the step again. */
   async function step(work) {
+    const pressed = document.activeElement;
     root.setAttribute("aria-busy", "true");
     root.querySelectorAll(".note[role=alert]").forEach((old) => old.remove());
-    for (const control of root.querySelectorAll("button")) control.disabled = true;
+    const controls = [...root.querySelectorAll("button")];
+    for (const control of controls) control.disabled = true;
     try {
       await work();
     } catch (error) {
-      for (const control of root.querySelectorAll("button")) control.disabled = false;
-      root.append(failure(error, () => step(work)));
+      failed(error, () => step(work));
     } finally {
+      for (const control of controls) control.disabled = false;
       root.removeAttribute("aria-busy");
+      if (pressed.isConnected) handOver(pressed);
     }
   }
 
-  function welcome() {
+  /** Below what is there what went wrong, or the way to a new quiz, because of `why` the kept one cannot go on. */
+  function failed(error, retry, why = lost(error)) {
+    if (why) {
+      sessionStorage.removeItem(KEPT);
+      welcome(why);
+      return;
+    }
+    const told = failure(error, retry);
+    root.append(told);
+    handOver(told);
+    if (!(error instanceof ApiError)) throw error; // a fault of this page: shown, and in the console with its place
+  }
+
+  function welcome(why = null) {
     store.set({ wedge: null });
     if (!hasQuiz) {
       root.replaceChildren(
@@ -39,16 +66,21 @@ export function quiz(store) {
       );
       return;
     }
+    const heading = html("h3", { tabindex: -1 }, "Find your direction by comparing answers");
     root.replaceChildren(
-      html("h3", {}, "Find your direction by comparing answers"),
+      why ? note("info", "A new quiz", why) : "",
+      heading,
       html(
         "p",
         {},
         `You see two answers to the same prompt and say which one you prefer. After a few of them, about ${Math.max(6, 3 * names.length)} at most, `,
-        "your direction is known well enough. You can stop or set it by hand at any time.",
+        "your direction is estimated, with how sure the quiz is of it. You can stop or set it by hand at any time.",
       ),
       html("p", { class: "actions" }, button("Start", () => step(start)), byHand()),
     );
+    if (!why) return;
+    handOver(heading);
+    announce(why);
   }
 
   async function start() {
@@ -57,14 +89,16 @@ export function quiz(store) {
     show(state);
   }
 
+  /** The quiz that this tab began. Meanwhile, and where that fails, there is no Start: another quiz would take its place. */
   async function resume() {
     const id = sessionStorage.getItem(KEPT);
     if (!id || !hasQuiz) return;
+    root.replaceChildren(html("p", { class: "soft", role: "status" }, "Asking for the quiz that you began…"));
     try {
       show(await call("GET", `steering/quiz/${encodeURIComponent(id)}`));
     } catch (error) {
-      // The quiz is another key's, or was swept away: begin anew. Anything else may pass, so the id is kept.
-      if (error instanceof ApiError && (error.status === 404 || error.kind === "key")) sessionStorage.removeItem(KEPT);
+      root.replaceChildren();
+      failed(error, resume, lost(error) ?? ([401, 404].includes(error.status) ? GONE : null));
     }
   }
 
@@ -105,7 +139,7 @@ export function quiz(store) {
       sofar(state),
       html("p", { class: "actions" }, byHand(), button("Start again", () => step(start), { class: "quiet" })),
     );
-    if (state.estimate.asked) focusAt(heading);
+    focusAt(heading);
   }
 
   const option = (letter, text) => html("section", { class: "column", "aria-label": `Answer ${letter}` }, html("h4", {}, `Answer ${letter}`), html("p", { class: "text" }, text));
@@ -118,7 +152,7 @@ export function quiz(store) {
 
   function spread({ estimate, wedge }) {
     const half = `± ${number(estimate.half_angle_deg, 0)}°`;
-    if (!wedge) return `sure to ${half}`;
+    if (!wedge) return `within ${half}`;
     return `between ${number(wedge[0], 0)}° and ${number(wedge[1], 0)}°, ${half}`;
   }
 
@@ -156,7 +190,8 @@ export function quiz(store) {
     const heading = html("h3", { tabindex: -1 }, `Your direction: ${describe(v, names)}`);
     root.replaceChildren(
       heading,
-      html("p", {}, names.length === 2 ? `${number(angleOf(v), 0)}°, ` : "", `${spread(state)}: nine times in ten it lies there. Found by ${plural(state.estimate.asked, "answer")}.`),
+      html("p", {}, names.length === 2 ? `${number(angleOf(v), 0)}°, ` : "", `${spread(state)}. If you answer as consistently as the quiz assumes, it lies there nine times in ten.`),
+      html("p", { class: "soft" }, `Found by ${plural(state.estimate.asked, "answer")}${state.reason in ENDS ? `; the quiz stopped because ${ENDS[state.reason]}` : ""}.`),
       html("p", { class: "actions" }, button("Use this direction", () => use(v)), more, byHand(), button("Start again", () => step(start), { class: "quiet" })),
       save,
     );
@@ -164,9 +199,9 @@ export function quiz(store) {
     announce(`Done. Your direction: ${describe(v, names)}.`);
   }
 
+  /** To what replaced the button that was pressed. A quiz that comes back with its tab leaves the keyboard on the tab. */
   function focusAt(heading) {
-    heading.focus({ preventScroll: true });
-    bringIntoView(root, "nearest");
+    if (handOver(heading)) bringIntoView(root, "nearest");
   }
 
   function use(v) {

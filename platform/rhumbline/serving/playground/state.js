@@ -26,9 +26,10 @@ export function served(description, presets) {
     hasRewards: description.rewards,
     hasQuiz: description.quiz ?? true,
     effect: description.effect,
-    front: description.front.map((point) => ({
+    evaluated: description.evaluated.map((point) => ({
       direction: normalise(fromWeights(point.direction, names)),
       rewards: fromWeights(point.rewards, names),
+      pareto: point.pareto,
     })),
     presets: presets.presets.map((preset) => ({
       name: preset.name,

@@ -87,13 +87,21 @@ export async function compareRounds(state, question, rounds, progress, signal) {
       const { results } = await compareOnce(state, { ...question, seed: question.seed + all.length }, signal);
       all.push(results);
     } catch (error) {
-      if (error.kind !== "busy" || patience-- === 0) throw error;
+      if (!["busy", "full"].includes(error.kind) || patience-- === 0) throw error;
       const wait = error.waitSeconds ?? 5;
       progress(`The server asks to wait ${wait} s…`);
       await pause(wait, signal);
     }
   }
   return all;
+}
+
+/** How many of some results were cut, in a sentence; "" where none was. Mean lengths hide it, and are then too small. */
+export function cutWords(results, maxTokens) {
+  const cut = results.filter((result) => result.finish_reason === "length").length;
+  if (!cut) return "";
+  const what = cut === 1 ? "was cut: its length is a lower bound" : "were cut: their lengths are lower bounds";
+  return ` ${cut} of ${plural(results.length, "answer")} (${plural(maxTokens, "token")} at most) ${what}.`;
 }
 
 /** Mean words per direction of [round][direction] results, as text. */
