@@ -96,7 +96,9 @@ def evaluated(*, proven: bool = True) -> Served:
         Achieved(direction=from_angle_deg(a), rewards=(60 - abs(a - 10) / 15, 50 + a / 3), pareto=True)
         for a in range(-45, 46, 15)
     )
-    return served(achieved=front, front=front, ranges=RANGES, effect=Effect(proven=proven, why="verbosity follows its weight."))
+    return served(
+        achieved=front, front=front, ranges=RANGES, effect=Effect(proven=proven, why="verbosity follows its weight.")
+    )
 
 
 def ask(page: Any, text: str) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from rhumbline.serving.protocols import EngineError
-from rhumbline.serving.served import Served
 from rhumbline.serving.settings import Settings
 from rhumbline.users.pool import QuizItem
 from rhumbline.users.store import People
@@ -39,15 +38,9 @@ def browser() -> Iterator[Any]:
         yield made
 
 
-def measured() -> Served:
-    """With what the evaluation found in every direction."""
-    found = evaluated()
-    return replace(found, achieved=found.front)
-
-
 def test_chat_streams_measures_and_claims_only_what_it_checked(browser: Any) -> None:
     engine = Storyteller()
-    with opened(browser, make(engine, of=measured())) as page:
+    with opened(browser, make(engine, of=evaluated())) as page:
         page.get_by_role("button", name="concise").click()
         reply = ask(page, "Why is the sky blue?")
         sent = engine.requests[0]
@@ -114,7 +107,7 @@ def test_stop_frees_the_engine(browser: Any) -> None:
 
 def test_compare_asks_once_for_all_directions(browser: Any) -> None:
     engine = Storyteller()
-    with opened(browser, make(engine, of=measured())) as page:
+    with opened(browser, make(engine, of=evaluated())) as page:
         page.get_by_role("tab", name="Compare").click()
         page.get_by_role("button", name="Sweep the trained range").click()
         assert page.locator("#compare-directions li").count() == 5

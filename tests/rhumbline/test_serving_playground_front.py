@@ -52,6 +52,10 @@ def test_a_direction_stands_where_it_was_measured_or_between_its_neighbours(brow
         points = [{"direction": [0, 1, 0], "rewards": [1, 2, 3]}, {"direction": [1, 0, 0], "rewards": [4, 5, 6]}]
         known = in_page(page, "front", "m.known(x, [0.6, 0.8, 0])", points)
         assert (known["how"], known["rewards"]) == ("nearest", [1, 2, 3])
+        # Between two mixtures nothing is interpolated: the nearer one answers.
+        two = [{"direction": [1, 0], "rewards": [1, 2]}, {"direction": [0.8, -0.6], "rewards": [3, 4]}]
+        known = in_page(page, "front", "m.known(x, [0.96, -0.28], true)", two)
+        assert (known["how"], known["rewards"]) == ("mixture", [1, 2])
 
 
 def test_dominated_directions_are_hollow_and_told_and_off_the_line(browser: Any) -> None:
