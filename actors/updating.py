@@ -119,7 +119,8 @@ def _answers(url: str) -> bool:
 
 def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     """Start what is new, switch the ingress over, then take away what is old. Raises ResourceError where a part fails to start;
-    then what this call has started is taken away, and what was served before goes on.
+    then what this call has started is taken away, and what was served before goes on. With update=replace that is gone already:
+    policies that came up stay, for the next call.
     """
     now = serving_now(plan.name)
     before = _settings_in_force(plan) if plan.ingress.name in now else None
@@ -137,11 +138,14 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
                 continue
             started.append(app.name)
             _start(app, say, START_S)
+    except BaseException:
+        _delete(started)
+        raise
+    try:
         _switch(plan, None if replaced else before, say)
     except BaseException:
-        _delete(started if not replaced or before is None else [])
-        if before is None and plan.ingress.name not in now:
-            _delete([plan.ingress.name])
+        if not replaced:  # there, nothing older is left to go back to
+            _delete([*started, *([] if plan.ingress.name in now else [plan.ingress.name])])
         raise
     if old:
         _quiet(plan)
