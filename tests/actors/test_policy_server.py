@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from rhumbline.fingerprint import fingerprint
 from tests.fakes import tiny_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # imports vLLM
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """ray.serve.llm connects to a cluster, or starts one, when it builds a deployment: the next test has its own."""
+    import ray
+
+    yield
+    ray.shutdown()
 
 
 def made(folder: Path, weights: str | None = None, **policy: Any) -> Any:
