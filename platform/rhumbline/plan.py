@@ -8,26 +8,29 @@ plan.wanted                            # [Want(role='generator', count=1, num_cp
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rhumbline import codecs, steering
-from rhumbline.codecs import Codec, conversation
-from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe, Style
-from rhumbline.data.chat import prompt_ids
+from rhumbline.codecs import Codec
+from rhumbline.config import DpoRecipe, OnlineRecipe, Recipe, Run, SoupRecipe
 from rhumbline.data.prompts import Splits, load_prompts, prompt_id_of, split_by_hash, turn_id
 from rhumbline.data.ratings import Rated, load_ratings
 from rhumbline.directions import Cone, angle_deg, from_angle_deg, parse, region, text
 from rhumbline.errors import CodecError, ConfigError, DataError, HubError, UserError
 from rhumbline.learning import embedded
-from rhumbline.learning.policy import weights_of
+from rhumbline.learning.policy import load_tokenizer, resolve, weights_of
+from rhumbline.lengths import Asked
 from rhumbline.losses import check_loss, check_update
-from rhumbline.profiles import Profile, profiles_of, told
-from rhumbline.queries import ask, batch_of, said_in
-from rhumbline.records import Query
+from rhumbline.profiles import Profile, profiles_of
+from rhumbline.queries import ask, batch_of
+from rhumbline.records import Prompt, Query
 from rhumbline.rewards.model import RewardModel
+
+logger = logging.getLogger(__name__)
 
 RESPONSE = "(the response that is sampled, scored and kept)"
 
@@ -63,6 +66,7 @@ class Plan:
     wanted: tuple[Want, ...]
     rated: tuple[Rated, ...] = ()  # steerlm: all rows of initial.labelled; `labelled` says which are used
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # held-out prompt's id -> who asks; most have none
+    dropped: int = 0  # prompts that were too long (prompts.too_long)
     unknown: str = ""  # why the prompts could not be counted; such a plan can be shown, not run
 
     @classmethod
@@ -82,6 +86,8 @@ class Plan:
                 raise
             empty = Splits(d1=(), d2=(), evaluation=(), left_out=())
             return cls(recipe, empty, cone, codec, (), tuple(wanted(recipe)), unknown=str(e))
+        fitting = _fitting(recipe, prompts, codec, _grid(recipe, cone)[-1], dry_run=dry_run)
+        dropped, prompts = len(prompts) - len(fitting), fitting
         started_from = [_adapter(recipe), Path(recipe.policy.initial).expanduser()]
         if isinstance(recipe, SoupRecipe):
             started_from += [Path(folder).expanduser() for folder in recipe.policies.values()]
@@ -99,7 +105,7 @@ class Plan:
                 "out for evaluation, t=0 needs 2 (initial.labelled, prompts.evaluation)"
             )
         sizes, profiles = tuple(_sizes(recipe, splits, usable)), profiles_of(recipe, splits.evaluation)
-        return cls(recipe, splits, cone, codec, sizes, tuple(wanted(recipe)), rated, profiles)
+        return cls(recipe, splits, cone, codec, sizes, tuple(wanted(recipe)), rated, profiles, dropped)
 
     def labelled(self) -> tuple[list[Rated], int]:
         """steerlm: the labelled answers that t=0 learns, and how many were dropped: those to prompts that are held out.
@@ -136,36 +142,8 @@ class Plan:
 
         context: what the model itself can read (max_position_embeddings); generator.engine.max_model_len goes before it.
         """
-        settings, asked_for = self.recipe.prompts, self.recipe.generator.engine.get("max_model_len")
-        limit = "of the model" if asked_for is None else "(generator.engine.max_model_len)"
-        context = context if asked_for is None else int(asked_for)
-        longest = max(self.recipe.sampling.max_tokens, self.recipe.evaluation.sampling.max_tokens)
-        direction = self.grid()[-1] if self.recipe.directions.said else None
-        wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
         prompts = (*self.splits.train, *self.splits.evaluation)
-        tokens_N = []
-        for prompt in prompts:
-            said = conversation(self.codec, direction, said_in(wordiest, prompt.messages))
-            tokens_N.append(len(prompt_ids(told(self.profiles.get(prompt.id), said), tokenizer)))
-        most = max(tokens_N, default=0)
-
-        def seen(allowed: int) -> str:
-            over, worst = sum(tokens > allowed for tokens in tokens_N), prompts[tokens_N.index(most)].id
-            counted = (
-                f"{over} of {len(prompts)} prompts, the longest {worst} with {most} tokens with its direction and words"
-            )
-            return f"{settings.path}: {counted}"
-
-        if most > settings.max_prompt_tokens:
-            raise DataError(
-                f"{seen(settings.max_prompt_tokens)}, have more than {settings.max_prompt_tokens} "
-                "(prompts.max_prompt_tokens): shorten or drop them, or raise the limit"
-            )
-        if context is not None and most + longest > context:
-            raise DataError(
-                f"{seen(context - longest)}, exceed with {longest} sampled ones the context of {context} {limit}: shorten or "
-                "drop them, or lower sampling.max_tokens and evaluation.sampling.max_tokens"
-            )
+        Asked(self.recipe, self.codec, self.grid()[-1], self.profiles).check(prompts, tokenizer, context)
 
     def queries(self, t: int, codec: Codec) -> list[Query]:
         """What iteration t asks, in the codec that policy t - 1 understands."""
@@ -222,7 +200,8 @@ class Plan:
     def _counts(self) -> list[str]:
         out = [
             f"prompts     {len(self.splits.d1)} + {len(self.splits.d2)} in two halves, "
-            f"{len(self.splits.evaluation)} held out, {len(self.splits.left_out)} left out (same first turn)",
+            f"{len(self.splits.evaluation)} held out, {len(self.splits.left_out)} left out (same first turn)"
+            + (f", {self.dropped} dropped (too long)" if self.dropped else ""),
             "",
             f"{'stage':<16}{'prompts':>9}{'queries':>9}{'samples':>9}{'tokens at most':>16}",
         ]
@@ -232,6 +211,34 @@ class Plan:
 
     def _said(self, direction: tuple[float, ...]) -> str:
         return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
+
+
+def _fitting(
+    recipe: Run, prompts: list[Prompt], codec: Codec, direction: tuple[float, ...], *, dry_run: bool
+) -> list[Prompt]:
+    """The prompts of a run: without those that are too long, where it drops them.
+
+    dry_run: where there is no tokenizer of the policy here, all of them.
+    """
+    if recipe.prompts.too_long == "refuse":  # that is found before a run is made (`check_prompts`)
+        return prompts
+    try:
+        tokenizer = load_tokenizer(resolve(recipe.policy.initial), recipe.policy.trust_remote_code)
+    except (UserError, OSError) as e:
+        if not dry_run:
+            raise
+        logger.warning("prompts that are too long are not left out: no tokenizer here (policy.initial): %s", e)
+        return prompts
+    kept = Asked(recipe, codec, direction, profiles_of(recipe, prompts)).fitting(prompts, tokenizer)
+    if not kept:
+        raise DataError(
+            f"{recipe.prompts.path}: all {len(prompts)} prompts have more than {recipe.prompts.max_prompt_tokens} tokens with "
+            "their direction and words (prompts.max_prompt_tokens): raise the limit"
+        )
+    if len(kept) < len(prompts):
+        told = "%s: %d of %d prompts left out, with more than %d tokens (prompts.max_prompt_tokens)"
+        logger.info(told, recipe.prompts.path, len(prompts) - len(kept), len(prompts), recipe.prompts.max_prompt_tokens)
+    return kept
 
 
 def check(recipe: Run, *, dry_run: bool = False) -> tuple[Cone, Codec]:

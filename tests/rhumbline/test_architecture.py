@@ -34,7 +34,7 @@ FLOW = [
         "steering",
         "data",
     },
-    {"queries", "examples", "profiles", "recipes", "rewards", "losses", "learning", "probe"},
+    {"queries", "examples", "profiles", "lengths", "recipes", "rewards", "losses", "learning", "probe"},
     {"cards"},
     {"fitting", "plan", "evaluation", "users", "serving"},
     {"doctor", "runs", "cli", "cli_rewards"},

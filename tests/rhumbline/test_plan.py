@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from rhumbline.codecs import direction_of
 from rhumbline.data.chat import prepare
 from rhumbline.data.prompts import turn_id
 from rhumbline.errors import ConfigError, DataError, UserError
+from rhumbline.learning.policy import load_tokenizer
 from rhumbline.plan import Plan, check, check_first
 from tests.rhumbline.chat_fakes import CHATML, byte_tokenizer
+from tests.rhumbline.learning_fakes import tiny_policy
 
 RECIPE = """
 name: small
@@ -108,6 +111,39 @@ def test_a_prompt_longer_than_the_context_is_refused_whoever_names_the_context(s
     set_by_hand = Plan.make(config.load(small, ["generator.engine.max_model_len=21"]))
     with pytest.raises(DataError, match=r"the context of 21 \(generator.engine.max_model_len\)"):
         set_by_hand.check_prompts(tokenizer, context=100_000)
+
+
+def test_prompts_that_are_too_long_are_dropped_where_the_recipe_says_so(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = tiny_policy(small.parent / "policy")
+    tokenizer = load_tokenizer(policy)
+    rows = [{"prompt": f"Question number {i}?" + " Say more." * (50 * (i % 4 == 0))} for i in range(20)]
+    (small.parent / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limit = [f"policy.initial={policy}", "prompts.max_prompt_tokens=300"]
+    with pytest.raises(DataError, match=r"5 of 20 prompts.* more than 300 .*prompts\.too_long=drop"):
+        Plan.make(config.load(small, limit)).check_prompts(tokenizer)
+    with caplog.at_level(logging.INFO):
+        plan = Plan.make(config.load(small, [*limit, "prompts.too_long=drop"]))
+    assert "5 of 20 prompts left out, with more than 300 tokens" in caplog.text
+    plan.check_prompts(tokenizer)
+    assert plan.dropped == 5
+    assert len(plan.splits.evaluation) == 4  # as many as without the long ones
+    asked = [prompt.messages[0].content for prompt in (*plan.splits.train, *plan.splits.evaluation)]
+    assert sorted(asked) == sorted(row["prompt"] for row in rows if "Say more." not in row["prompt"])
+    assert "5 dropped (too long)" in "\n".join(plan.lines())
+    with pytest.raises(DataError, match=r"all 20 prompts have more than 5 tokens.*prompts\.max_prompt_tokens"):
+        Plan.make(config.load(small, [*limit, "prompts.too_long=drop", "prompts.max_prompt_tokens=5"]))
+
+
+def test_without_a_tokenizer_here_a_dry_run_drops_none_and_says_so(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = config.load(small, [f"policy.initial={small.parent}/nowhere", "prompts.too_long=drop"])
+    with pytest.raises(ConfigError, match=r"nowhere.*policy\.initial"):
+        Plan.make(recipe)
+    assert Plan.make(recipe, dry_run=True).dropped == 0
+    assert "no tokenizer here" in caplog.text
 
 
 # --- SteerLM ----------------------------------------------------------------------------------------------------------

@@ -223,7 +223,9 @@ class Prompts(Section):
     split: str | None = None  # a named split of a hub data set
     limit: int | None = Field(None, gt=0)
     evaluation: int = Field(64, gt=0)  # prompts held out by hash for evaluation
-    max_prompt_tokens: int = Field(1024, gt=0)
+    max_prompt_tokens: int = Field(1024, gt=0)  # with the direction and a style's words
+    # Of a prompt with more. drop: before prompts are held out, so that as many are; `limit` counts it
+    too_long: Literal["refuse", "drop"] = "refuse"
 
 
 class Style(Section):
