@@ -154,7 +154,6 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
 
 def _switch(plan: Plan, before: Mapping[str, Any] | None, say: Any) -> None:
     """Give the ingress its new setting. Raises ResourceError where it fails or refuses; then `before` is put back."""
-    refused = None
     try:
         _start(plan.ingress, say, INGRESS_S, route_prefix="/", user_config=dict(plan.setting))
         refused = next((told["refusal"] for told in _states(plan).values() if told["refusal"] is not None), None)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from tests.rhumbline.playground_pages import (
     ask,
     evaluated,
     in_page,
-    launched,
     make,
     opened,
     playwright,
@@ -34,12 +32,6 @@ from tests.rhumbline.playground_pages import (
 from tests.rhumbline.serving_fakes import verbosity_of
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 def test_the_pages_arithmetic_is_the_librarys(browser: Any) -> None:

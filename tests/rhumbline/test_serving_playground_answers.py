@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from tests.rhumbline.playground_pages import (
     Storyteller,
     ask,
     evaluated,
-    launched,
     make,
     opened,
     playwright,
@@ -30,12 +28,6 @@ from tests.rhumbline.serving_fakes import questions, verbosity_of
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 def test_chat_streams_measures_and_claims_only_what_it_checked(browser: Any) -> None:

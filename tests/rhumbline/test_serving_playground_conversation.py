@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-
 from rhumbline.serving.protocols import Body, EngineError
-from tests.rhumbline.playground_pages import MARKS, Storyteller, ask, launched, make, opened, playwright
+from tests.rhumbline.playground_pages import MARKS, Storyteller, ask, make, opened, playwright
 
 AWAY = EngineError("the engine is not there, come again", status=503, code="unavailable")
 TWICE = "(button) => { button.click(); button.click(); }"
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 class Cut(Storyteller):

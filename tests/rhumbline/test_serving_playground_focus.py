@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from rhumbline.serving.protocols import EngineError
 from rhumbline.users.store import People
@@ -15,7 +12,6 @@ from tests.rhumbline.playground_pages import (
     PATIENCE_MS,
     Storyteller,
     ask,
-    launched,
     make,
     opened,
     playwright,
@@ -23,12 +19,6 @@ from tests.rhumbline.playground_pages import (
 from tests.rhumbline.serving_fakes import questions
 
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 def focused(place: Any) -> None:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from rhumbline.directions import from_angle_deg
 from rhumbline.serving.evidence import Achieved, Effect
 from rhumbline.serving.served import Served
-from tests.rhumbline.playground_pages import MARKS, RANGES, in_page, launched, make, opened, shot
+from tests.rhumbline.playground_pages import MARKS, RANGES, in_page, make, opened, shot
 from tests.rhumbline.serving_fakes import served
 
 pytestmark = MARKS
 # Degrees -> mean rewards, and whether nothing dominates them: 15 degrees is better than 0 in both.
 POINTS = {-30: ((60.0, 40.0), True), 0: ((58.0, 45.0), False), 15: ((59.0, 50.0), True), 30: ((50.0, 60.0), True)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 def reached(points: dict[int, tuple[tuple[float, float], bool]]) -> Served:

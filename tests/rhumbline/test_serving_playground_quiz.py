@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rhumbline.users.store import People
-from tests.rhumbline.playground_pages import MARKS, launched, make, opened, playwright
+from tests.rhumbline.playground_pages import MARKS, make, opened, playwright
 from tests.rhumbline.serving_fakes import questions
 
 ONE = "**/v1/steering/quiz/**"  # a quiz that exists: reading it, and answering
@@ -18,12 +18,6 @@ OTHER_MODEL = {
 }
 KEPT = "sessionStorage.getItem('rhumbline.quiz')"
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from rhumbline.serving.keys import KeyRing, new_key
 from rhumbline.serving.protocols import EngineError
 from rhumbline.users.store import People
-from tests.rhumbline.playground_pages import MARKS, Storyteller, launched, make, opened, playwright
+from tests.rhumbline.playground_pages import MARKS, Storyteller, make, opened, playwright
 from tests.rhumbline.serving_fakes import questions
 
 TITLES = {
@@ -22,12 +19,6 @@ TITLES = {
     "of a newer server": "The server cannot answer now",
 }
 pytestmark = MARKS
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as made:
-        yield made
 
 
 def test_every_503_has_its_own_name(browser: Any, tmp_path: Path) -> None:

@@ -85,9 +85,8 @@ class IngressServing(Section):
 class Users(Section):
     """Where quizzes and profiles are kept; null: no quiz."""
 
-    url: str | None = (
-        f"sqlite:///{HOME}/users.db"  # any SQLAlchemy URL without a password; with more than one ingress node a server's
-    )
+    # Any SQLAlchemy URL without a password; a server's where more than one node has an ingress.
+    url: str | None = f"sqlite:///{HOME}/users.db"
 
 
 class Deploy(Section):
