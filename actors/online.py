@@ -141,7 +141,9 @@ class Online:
         if self.store.marked(mark) is None:
             metrics = self.ranks.metrics | self._learnable(self.sample(t))[1]
             out, sync = self.store.checkpoint_dir(t), self.recipe.generator.sync
-            self.ranks.publish(out, full=sync != "adapter" or self.kept(t), cases=self._probe())
+            stored = sync != "adapter"
+            rounding = self.ranks.publish(out, full=stored or self.kept(t), stored=stored, cases=self._probe())
+            metrics |= {"learn/rounding": rounding}
             self.crew.publish(t, self.plan.codec, self.first.calibration)
             self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
             self.crew.metrics.log(t, metrics)

@@ -1,6 +1,7 @@
 """Probes: the few tokens that a checkpoint's own weights are asked about, so that an engine can prove that it has loaded them.
 
 write("checkpoints/t=1", examples, start="checkpoints/t=0")    # probe.json beside the weights
+stored("checkpoints/t=1", encoded)                     # what the weights there say, which is what an engine that reads them must
 probe_again("checkpoints/t=0", start=initial)          # of a checkpoint that nobody here trained, such as a merged adapter
 prove(said, cases, before=None, accepted={}, tolerance=0.1)    # `said`: what an engine says of the cases' tokens
 
@@ -20,8 +21,8 @@ from rhumbline.errors import WeightSyncError
 from rhumbline.records import Example, Message
 
 NUM_PROBES, PROBE_TOKENS = 4, 64
-# Nats per token. The learner's figures of two versions that are nearer than this may be of the same weights once they are
-# stored in bf16. A change that is larger alters some of an engine's figures, however little.
+# Nats per token. The figures of two versions that are nearer than this may be of the same weights. A change that is larger
+# alters some of an engine's figures, however little.
 NOISE = 1e-4
 
 Rows = Sequence[Sequence[float]]  # per case and learned token a log-probability, nats
@@ -121,9 +122,9 @@ def write(
     # Short ones, so that they fit every engine's context.
     by_length = sorted((e for e in encoded if e.num_learned > 0), key=lambda e: (e.prompt_length, e.token_ids))
     asked = [cut(e) for e in by_length[:NUM_PROBES]]
-    rows = _told(folder, asked, trust_remote_code)
+    rows = stored(folder, asked, trust_remote_code)
     began: Sequence[Sequence[float] | None] = (
-        [None] * len(asked) if start is None else _told(start, asked, trust_remote_code)
+        [None] * len(asked) if start is None else stored(start, asked, trust_remote_code)
     )
     write_probe(folder, [Case(encoded=e, logprobs=p, start=s) for e, p, s in zip(asked, rows, began, strict=True)])
 
@@ -143,14 +144,16 @@ def probe_again(folder: Path, start: str | Path | None = None, trust_remote_code
     write(folder, [Example(id="probe", messages=(user,), response=text)], start, trust_remote_code)
 
 
-def _told(policy: str | Path, asked: Sequence[Encoded], trust_remote_code: bool) -> list[list[float]]:
-    """What a policy says of the samples' learned tokens. Its weights are rounded to bf16, as every checkpoint stores them."""
+def stored(
+    policy: str | Path, asked: Sequence[Encoded], trust_remote_code: bool = False, device: str | None = None
+) -> list[list[float]]:
+    """Log-probabilities of the samples' learned tokens, nats, under the full weights in a folder: in bf16, as they are stored."""
     import torch
 
     from rhumbline.learning.logprobs import token_logprobs
     from rhumbline.learning.policy import load_policy
 
-    model: Any = load_policy(policy, torch.bfloat16, trust_remote_code)
+    model: Any = load_policy(policy, torch.bfloat16, trust_remote_code, device=device)
     if not torch.cuda.is_available():
         # In fp32 where that is cheap: the comparison then carries the rounding of one engine, not of two.
         model = model.float()

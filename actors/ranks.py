@@ -3,7 +3,7 @@
     with Ranks({"settings": recipe.grpo, ...}, recipe.learner, batch_of=batch_of, states=folder, deadline_s=3600) as ranks:
         metrics = ranks.update(ranks.at + 1)              # `at` is the step of the state that was found; 0: none
         ranks.save()
-        ranks.publish("checkpoints/t=1", full=False, cases=probe)
+        ranks.publish("checkpoints/t=1", full=False, stored=False, cases=probe)
 
 Every rank gets every call, and answers within a deadline. Where one dies, the others wait for it within a collective, or fail
 with whatever their backend makes of a closed connection, maybe before Ray knows of the death. Either way the whole group is
@@ -28,6 +28,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors import probes
 from actors.failures import LOST, once, one_line, ours
 from actors.probes import Case
 from actors.weights import write_probe
@@ -55,6 +56,8 @@ class Rank:
 
     def __init__(self, rank: int, size: int, arguments: Mapping[str, Any]) -> None:
         self.rank, self.size, self.arguments = rank, size, dict(arguments)
+        # What the policy that training started from says of the probe's tokens, which stay the same in a run.
+        self._began: tuple[list[Encoded], list[list[float]] | None] | None = None
 
     def address(self) -> str:
         """Where the others find rank 0; the port is free now."""
@@ -92,14 +95,35 @@ class Rank:
     def save(self, folder: str) -> None:
         self.learner.save(Path(folder))
 
-    def publish(self, folder: str, full: bool, cases: Sequence[Encoded]) -> None:
-        """Rank 0 writes the weights, and what it says of the probe's tokens, beside them."""
+    def publish(self, folder: str, full: bool, stored: bool, cases: Sequence[Encoded]) -> float:
+        """Rank 0 writes the weights and, beside them, what an engine that has them says of the probe's tokens.
+
+        stored: engines read the full weights. Where the learner has more digits than bf16 keeps, the figures are of those in the
+        folder, so that the proof is about what was to arrive. Returns how far they are from the learner's, nats per token: an
+        update that is small beside the weights is partly lost.
+        """
         self.learner.publish(Path(folder), full=full)
-        logprobs, start = self.learner.probe(cases), self.learner.probe_start(cases)
-        if self.rank == 0:
-            began = [None] * len(cases) if start is None else start
-            told = zip(cases, logprobs, began, strict=True)
-            write_probe(folder, [Case(encoded=e, logprobs=now, start=then) for e, now, then in told])
+        logprobs = self.learner.probe(cases)
+        stored = stored and self.learner.rounded
+        start = None if stored else self.learner.probe_start(cases)
+        if self.rank != 0:
+            return 0.0
+        rounding = 0.0
+        if stored:
+            exact, logprobs = logprobs, self._said(folder, cases)
+            rounding = probes.distance(exact, logprobs)
+            if self._began is None or self._began[0] != cases:
+                policy = probes.started_from(self.arguments["policy_dir"], self.arguments["adapter_dir"])
+                self._began = (list(cases), None if policy is None else self._said(policy, cases))
+            start = self._began[1]
+        began = [None] * len(cases) if start is None else start
+        told = zip(cases, logprobs, began, strict=True)
+        write_probe(folder, [Case(encoded=e, logprobs=now, start=then) for e, now, then in told])
+        return rounding
+
+    def _said(self, policy: str | Path, cases: Sequence[Encoded]) -> list[list[float]]:
+        # On the CPU: a GPU that trains has no room for the weights once more.
+        return probes.stored(policy, cases, self.arguments["trust_remote_code"], device="cpu")
 
 
 class Ranks:
@@ -179,10 +203,14 @@ class Ranks:
         for old in self._found()[:-1]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def publish(self, out: str | Path, *, full: bool, cases: Sequence[Encoded]) -> None:
-        """The weights of this step in Hugging Face layout with probe.json; `full`: merged, not the adapter alone."""
+    def publish(self, out: str | Path, *, full: bool, stored: bool, cases: Sequence[Encoded]) -> float:
+        """The weights of this step in Hugging Face layout with probe.json; `full`: merged, not the adapter alone.
+
+        stored: engines read the merged ones. Returns how far those are from the learner's own, nats per token of the probe.
+        """
         with _unfinished(Path(out).resolve()) as unfinished:
-            self._surely("publish", str(unfinished), full, list(cases))
+            rounding: float = self._surely("publish", str(unfinished), full, stored, list(cases))[0]
+        return rounding
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -239,13 +267,12 @@ class Ranks:
         except _LOST as e:
             self._again(e, "setup")
 
-    def _surely(self, method: str, *args: Any) -> None:
-        """Call all ranks; where one dies, with the group that is started for them, brought to the same step."""
+    def _surely(self, method: str, *args: Any) -> list[Any]:
+        """The replies of all ranks; where one dies, of the group that is started for them, brought to the same step."""
         step = self.at
         while True:
             try:
-                self._all(method, *args, deadline_s=self.deadline_s)
-                return
+                return self._all(method, *args, deadline_s=self.deadline_s)
             except _LOST as e:
                 self._again(e, method)
                 self.update(step)

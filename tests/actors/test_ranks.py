@@ -213,5 +213,5 @@ def test_a_failure_of_saving_leaves_no_batch(monkeypatch: pytest.MonkeyPatch, tm
     with made as learners:
         learners.update(1)
         with pytest.raises(TrainingError, match=r"^no room$"):
-            learners.publish(tmp_path / "t=1", full=True, cases=[case])
+            learners.publish(tmp_path / "t=1", full=True, stored=True, cases=[case])
     assert not (tmp_path / "failed.parquet").exists()

@@ -1,7 +1,11 @@
-"""What is kept of people: restarts, rivals for one question, owners apart, bounds, and databases of other ages."""
+"""What is kept of people: restarts, rivals for one question, owners apart, bounds, and databases of other ages.
+
+RHUMBLINE_TEST_USERS_URL=postgresql+psycopg://ME@HOST/EMPTY: the same on a server, in a database whose tables may be dropped.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 import sqlite3
 import threading
@@ -21,6 +25,8 @@ from rhumbline.users.pool import QuizItem
 from rhumbline.users.quiz import Quiz, QuizError
 from rhumbline.users.store import MIGRATIONS, Limits, People, PeopleError, _with_password
 
+SERVER = os.environ.get("RHUMBLINE_TEST_USERS_URL")
+ON_A_FILE = pytest.mark.skipif(SERVER is not None, reason="of SQLite alone")
 CONE = Cone(("helpfulness", "verbosity"), (1.0, -0.4), 45.0)
 WEIGHTS = {"helpfulness": 0.8, "verbosity": -0.6}
 ITEMS = [
@@ -38,7 +44,15 @@ ITEMS = [
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'data' / 'people.sqlite'}"  # its folder is made
+    """Of a database without tables."""
+    if SERVER is None:
+        return f"sqlite:///{tmp_path / 'data' / 'people.sqlite'}"  # its folder is made
+    engine = sa.create_engine(SERVER)
+    tables = sa.MetaData()
+    tables.reflect(engine, only=lambda name, _: name.startswith("people_"))
+    tables.drop_all(engine)
+    engine.dispose()
+    return SERVER
 
 
 @pytest.fixture
@@ -178,6 +192,23 @@ def test_profiles_are_saved_replaced_listed_and_forgotten(people: People) -> Non
     assert "Did you mean 'work'" in str(error)
 
 
+def test_letters_of_any_kind_are_kept_apart(people: People) -> None:
+    for name, weight in (("me", 1.0), ("Me", 0.5)):
+        people.save_profile("key1", name, {f"höflich 🙂 {name}": weight})
+    assert sorted(str(profile.weights) for profile in people.profiles("key1")) == [
+        "{'höflich 🙂 Me': 0.5}",
+        "{'höflich 🙂 me': 1.0}",
+    ]
+    people.bind("key1", "me")
+    people.delete_profile("key1", "Me")
+    bound = people.bound("key1")
+    assert bound is not None
+    assert bound.name == "me"
+    people.save_quiz("key1", "q", {"prompt": "Grüße 🙂\n\x00"})
+    people.save_quiz("key1", "Q", {})
+    assert people.load_quiz("key1", "q")[0] == {"prompt": "Grüße 🙂\n\x00"}
+
+
 def test_profiles_are_bounded_and_replacing_needs_no_room(people: People) -> None:
     for name in ("a", "b", "c"):
         people.save_profile("key1", name, WEIGHTS)
@@ -242,6 +273,7 @@ def test_names_are_plain(people: People, name: str) -> None:
     refused("invalid_name", people.save_profile, "key1", name, WEIGHTS)
 
 
+@ON_A_FILE
 def test_sqlite_runs_with_a_write_ahead_log(people: People, url: str) -> None:
     with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -251,9 +283,10 @@ def test_sqlite_runs_with_a_write_ahead_log(people: People, url: str) -> None:
 
 def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
     People(url).close()
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-        raw.execute("INSERT INTO people_schema VALUES (99)")
-    raw.close()
+    engine = sa.create_engine(url)
+    with engine.begin() as raw:
+        raw.exec_driver_sql("INSERT INTO people_schema VALUES (99)")
+    engine.dispose()
     with pytest.raises(StoreError, match=r"newer Rhumbline.*tables 99"):
         People(url)
 

@@ -161,6 +161,11 @@ class OnlineLearner:
                     out[asked[j]] = row.tolist()
         return out
 
+    @property
+    def rounded(self) -> bool:
+        """Whether full weights lose something when they are stored in bf16."""
+        return self.learner.lora is not None or any(p.dtype != torch.bfloat16 for p in self.policy.parameters())
+
     def publish(self, out: Path, *, full: bool) -> None:
         """Rank 0 writes the weights in Hugging Face layout: under LoRA out/adapter, and where `full` the merged ones in out."""
         if not full and self.learner.lora is None:

@@ -9,23 +9,25 @@
 An owner is the id of an API key, never the key itself; nobody sees or changes what another owner has. Every owner has
 bounded numbers: the quiz that was longest untouched makes room for a new one, profiles do not. A quiz carries a version, and
 a change counts only if the version is still the one that was read, so two answers to one question count once, over threads,
-processes and machines alike. SQLite runs with a write-ahead log and waits for a busy file.
+processes and machines alike. Whoever writes locks the one row of `people_schema`; SQLite, which has no such locks, locks its
+file, runs with a write-ahead log and waits where the file is busy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.dialects.mysql import LONGTEXT, VARCHAR
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, ProgrammingError
 
 from rhumbline.errors import CodedError, StoreError, did_you_mean
@@ -40,14 +42,21 @@ _CODES = Literal[
     "unknown_quiz", "unknown_profile", "too_many", "too_large", "conflict", "invalid_profile", "invalid_name"
 ]
 
-_LONG = sa.Text().with_variant(LONGTEXT, "mysql", "mariadb")  # their TEXT holds 64 KiB
+_BIN = "utf8mb4_bin"  # of MySQL, whose own collation takes `Me` for `me`, and whose charset may know neither
+
+
+def _key(length: int) -> Any:
+    return sa.String(length).with_variant(VARCHAR(length, collation=_BIN), "mysql", "mariadb")
+
+
+_LONG = sa.Text().with_variant(LONGTEXT(collation=_BIN), "mysql", "mariadb")  # their TEXT holds 64 KiB
 _tables = sa.MetaData()
 _version = sa.Table("people_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _quizzes = sa.Table(
     "people_quizzes",
     _tables,
-    sa.Column("owner", sa.String(128), primary_key=True),
-    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", _key(128), primary_key=True),
+    sa.Column("id", _key(64), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("touched", sa.Double, nullable=False),  # seconds since 1970
     sa.Column("state", _LONG, nullable=False),  # JSON
@@ -55,18 +64,18 @@ _quizzes = sa.Table(
 _profiles = sa.Table(
     "people_profiles",
     _tables,
-    sa.Column("owner", sa.String(128), primary_key=True),
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("weights", sa.Text, nullable=False),  # JSON {objective: weight}
-    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("owner", _key(128), primary_key=True),
+    sa.Column("name", _key(64), primary_key=True),
+    sa.Column("weights", _LONG, nullable=False),  # JSON {objective: weight}
+    sa.Column("source", _key(16), nullable=False),
     sa.Column("half_angle_deg", sa.Double, nullable=True),
     sa.Column("updated", sa.Double, nullable=False),
 )
 _bindings = sa.Table(
     "people_bindings",
     _tables,
-    sa.Column("owner", sa.String(128), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("owner", _key(128), primary_key=True),
+    sa.Column("name", _key(64), nullable=False),
 )
 
 
@@ -291,7 +300,14 @@ class People:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _writing(self) -> Any:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """One writer at a time, as in SQLite: what is counted first must still hold when it is written."""
+        with self._beginning() as connection:
+            connection.execute(sa.select(_version).order_by(_version.c.version).with_for_update()).all()
+            yield connection
+
+    def _beginning(self) -> Any:
         return self._engine.execution_options(writes=True).begin()
 
     def _reading(self) -> Any:
@@ -321,7 +337,7 @@ class People:
         return {objective: float(weight) for objective, weight in weights.items()}
 
     def _migrate(self) -> None:
-        with self._writing() as connection:
+        with self._beginning() as connection:
             _version.create(connection, checkfirst=True)
             at = connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0
             if at > len(MIGRATIONS):
