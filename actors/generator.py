@@ -282,6 +282,18 @@ class VLLM(Backend):
         ]
 
 
+# Settings of `generate` that a recipe has a key of its own for.
+_SAID = {
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "do_sample": "sampling.temperature",
+    "max_new_tokens": "sampling.max_tokens",
+    "num_return_sequences": "samples",
+    "eos_token_id": "generation_config.json of the policy",
+    "pad_token_id": "generation_config.json of the policy",
+}
+
+
 class Transformers(Backend):
     """`model.generate`, one query at a time: slow, and its samples depend on nothing but the query's seed."""
 
@@ -298,6 +310,9 @@ class Transformers(Backend):
         known = set(make().to_dict())
         for key in self.engine.keys() - known:
             raise ConfigError(f"generator.engine.{key}: generate has no such setting.{did_you_mean(key, known)}")
+        for key in self.engine.keys() & _SAID:
+            raise ConfigError(f"generator.engine.{key}: the recipe says that elsewhere ({_SAID[key]}); leave it out")
+        self._bare()
 
     def sample(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], n: int, sampling: config.Sampling
@@ -310,7 +325,8 @@ class Transformers(Backend):
         from rhumbline.learning.logprobs import token_logprobs
 
         random = sampling.temperature > 0
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if random else {}
+        options: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        options = {**(options if random else {}), **self.engine}
         ids = torch.tensor([prompt], device=self.policy.device)
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(seed)
@@ -320,13 +336,14 @@ class Transformers(Backend):
                 do_sample=random,
                 num_return_sequences=n if random else 1,
                 max_new_tokens=sampling.max_tokens,
-                pad_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=self.ends,
+                pad_token_id=self.ends[0],
                 **options,
-                **self.engine,
             )
         rows = [row[len(prompt) :].tolist() for row in out]
-        ended = [self.tokenizer.eos_token_id in row for row in rows]
-        rows = [r[: r.index(self.tokenizer.eos_token_id) + 1] if e else r for r, e in zip(rows, ended, strict=True)]
+        stops = [next((i for i, token in enumerate(row) if token in self.ends), None) for row in rows]
+        ended = [stop is not None for stop in stops]
+        rows = [row if stop is None else row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
         if not random:
             rows, ended = rows * n, ended * n
         logprobs = token_logprobs(self.policy, [_encoded(prompt, tuple(row)) for row in rows], token_budget=8192)
@@ -343,6 +360,17 @@ class Transformers(Backend):
     def load(self, version: str, folder: Path) -> None:  # noqa: ARG002  (nothing is cached by version here)
         transfer.weight_files(folder)
         self.policy = load_policy(folder, trust_remote_code=self.trust_remote_code)
+        self._bare()
+
+    def _bare(self) -> None:
+        """Of what a checkpoint says about sampling, only where an answer ends: a penalty, say, would make it another policy."""
+        from transformers import GenerationConfig
+
+        make: Any = GenerationConfig  # untyped
+        said = self.policy.generation_config.eos_token_id
+        own = [] if said is None else [said] if isinstance(said, int) else list(said)
+        self.ends = list(dict.fromkeys([int(self.tokenizer.eos_token_id), *own]))
+        self.policy.generation_config = make()
 
     def logprobs(self, encoded: Sequence[Encoded]) -> list[list[float]]:
         from rhumbline.learning.logprobs import token_logprobs

@@ -14,6 +14,7 @@ driver, but never once the step has been learned from.
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -53,8 +54,15 @@ class Online:
         self._answers: dict[int, Rollout] = {}  # of the last steps
         self._cases: list[Encoded] = []
         self._watch = Watch(
-            curve(store.path), objectives=crew.names, kl_target=settings.kl.target, section=recipe.section
+            curve(store.path),
+            objectives=crew.names,
+            kl_target=settings.kl.target,
+            section=recipe.section,
+            overlap=recipe.overlap,
         )
+        # Steps whose line was written by a driver that died before it could say so in the store.
+        self._logged = {row["step"] for row in crew.metrics.read() if "learn/loss" in row}
+        self._update_s: dict[int, float] = {}
         self.tokenizer = load_tokenizer(crew.initial, recipe.policy.trust_remote_code)
         policy_dir, adapter_dir = self._start()
         self.ranks = Ranks(
@@ -130,7 +138,9 @@ class Online:
     def update(self, t: int) -> dict[str, float]:
         """Step t: advantages, epochs of updates, the KL controller. The state is saved before anything follows from it."""
         ahead = (lambda: self.sample(t + 1)) if self.recipe.overlap and t < self.recipe.steps else None
+        began = time.monotonic()
         metrics = self.ranks.update(t, ahead)
+        self._update_s[t] = time.monotonic() - began
         if t % self.recipe.save_every == 0 or t == self.recipe.steps:
             self.ranks.save()
         return metrics
@@ -142,18 +152,30 @@ class Online:
             metrics = self.ranks.metrics | self._learnable(self.sample(t))[1]
             out, sync = self.store.checkpoint_dir(t), self.recipe.generator.sync
             stored = sync != "adapter"
+            began = time.monotonic()
             rounding = self.ranks.publish(out, full=stored or self.kept(t), stored=stored, cases=self._probe())
             metrics |= {"learn/rounding": rounding}
+            publish_s = time.monotonic() - began
             self.crew.publish(t, self.plan.codec, self.first.calibration)
-            self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
-            self.crew.metrics.log(t, metrics)
+            if t not in self._logged:
+                self.crew.metrics.log(t, metrics | {"sync/publish_s": publish_s})
             for found in self._watch.look(metrics):
                 self.store.event("health", step=t, message=found)
                 print(f"t={t} health: {found}", flush=True)
             learner_metrics(self.recipe.name, {k.removeprefix("learn/"): v for k, v in metrics.items()})
+            self.store.mark(mark, {"checkpoint": f"checkpoints/t={t}", "metrics": metrics})
+            self._account(t, publish_s)
         for old in range(max(1, t - 2 * self.recipe.keep_checkpoints), t - self.recipe.keep_checkpoints + 1):
             if not self.kept(old):
                 shutil.rmtree(self.store.checkpoint_dir(old), ignore_errors=True)
+
+    def _account(self, t: int, publish_s: float) -> None:
+        """For the report; of an update that another driver made nobody knows how long it took."""
+        scored = self.sample(t).scored
+        if (update_s := self._update_s.pop(t, None)) is not None:
+            tokens = sum(len(one.completion.token_ids) for one in scored)
+            self.crew.accounts.add("updates", update_s, len(scored), tokens, on_top=True)
+        self.crew.accounts.add("publishing weights", publish_s, 1, 0, on_top=True)
 
     def kept(self, t: int) -> bool:
         """Whether version t is evaluated: every `evaluate_every` steps and at the end."""

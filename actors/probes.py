@@ -154,7 +154,7 @@ def stored(
     from rhumbline.learning.policy import load_policy
 
     model: Any = load_policy(policy, torch.bfloat16, trust_remote_code, device=device)
-    if not torch.cuda.is_available():
+    if model.device.type == "cpu":
         # In fp32 where that is cheap: the comparison then carries the rounding of one engine, not of two.
         model = model.float()
     return [row.tolist() for row in token_logprobs(model, asked)]

@@ -66,21 +66,23 @@ class Rank:
             find: Any = ray.util  # untyped
             return f"tcp://{find.get_node_ip_address()}:{free.getsockname()[1]}"
 
-    def setup(self, address: str, state: str | None) -> None:
-        """Meet the other ranks, load the weights, go on with a state."""
+    def setup(self, address: str, state: str | None, patience_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+        """Meet the other ranks, load the weights, go on with a state. patience_s: how long a collective waits for the others."""
         import torch
         import torch.distributed as dist
 
         from rhumbline.learning.online import OnlineLearner
 
         learner: config.Learner = self.arguments["learner"]
+        # DeepSpeed wants them, and sets the GPU by the last one: Ray shows an actor its own alone.
+        os.environ |= {"RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": "0"}
         if self.size > 1 or learner.engine == "deepspeed":
             dist.init_process_group(
                 "nccl" if learner.num_gpus > 0 and torch.cuda.is_available() else "gloo",
                 init_method=address,
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+                timeout=timedelta(seconds=patience_s),
             )
         self.learner = OnlineLearner(**self.arguments, rank=self.rank, world_size=self.size)
         if state is not None:
@@ -241,7 +243,10 @@ class Ranks:
         ]
         address = self._receive([self._actors[0].address.remote()], "address", SETUP_DEADLINE_S)[0]
         state = str(found[-1]) if found else None
-        self._all("setup", address, state, deadline_s=SETUP_DEADLINE_S)
+        # Longer than a call may take: where a rank hangs, the deadline has the group started anew, and a collective that gave
+        # up before it would end the run.
+        patience_s = max(COLLECTIVE_TIMEOUT_S, self.deadline_s + PATIENCE_S)
+        self._all("setup", address, state, patience_s, deadline_s=SETUP_DEADLINE_S)
         told = durable.parse_json((found[-1] / STATE).read_bytes()) if found else None
         self.at, self.metrics = (0, {}) if told is None else (int(told["step"]), told["metrics"])
 

@@ -90,6 +90,7 @@ def write(
             steps=curve,
             kl_target=_target(recipe),
             section=recipe.section if isinstance(recipe, OnlineRecipe) else "",
+            overlap=isinstance(recipe, OnlineRecipe) and recipe.overlap,
             objectives=crew.names,
         ),
         notes=(
@@ -111,7 +112,8 @@ def write(
 def figures(recipe: Run, calibration: Calibration, evaluated: Evaluated) -> dict[str, float]:
     """What a run came to, for whoever compares runs: means over the evaluated directions.
 
-    reward: v . r as it was optimised, standardised and scaled as the recipe says: under another direction it is another scalar;
+    reward: v . r, standardised and scaled as the recipe says, before any clip (ppo.score_clip): under another direction it is
+    another scalar;
     kl: nats per answer, from the initial policy; length: tokens; hypervolume; objective/<name> in the objective's own units;
     where the recipe has evaluation.win_rate, win_rate: the share of wins over the initial policy's answers.
     """

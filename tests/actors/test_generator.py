@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -81,6 +82,28 @@ def test_samples_do_not_depend_on_what_else_is_in_the_batch(
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_s_own_way_to_sample_is_left_aside_but_for_where_answers_end(tiny: Path, tmp_path: Path) -> None:
+    plain = [c.token_ids for c in transformers(tiny).generate(QUERIES, 4, SAMPLING)]
+    other = next(row[-3] for row in plain if len(row) > 5)  # a token that is sampled, and ends answers from now on
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny, folder)
+    own = load_tokenizer(folder).eos_token_id
+    said = {"repetition_penalty": 5.0, "top_k": 1, "do_sample": True, "eos_token_id": [own, other]}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    found = transformers(folder).generate(QUERIES, 4, SAMPLING)
+    until = [next((row[: i + 1] for i, token in enumerate(row) if token in (own, other)), row) for row in plain]
+    assert [c.token_ids for c in found] == until  # no padding, no penalty
+    assert [c.finish_reason == "stop" for c in found] == [row[-1] in (own, other) for row in until]
+    assert any(row[-1] == other for row in until)
+
+
+def test_what_the_recipe_says_elsewhere_is_no_setting_of_generate(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"generator\.engine\.temperature: .*sampling\.temperature"):
+        transformers(tiny, temperature=0.5)
+    one = transformers(tiny, top_k=1).generate(QUERIES, 3, SAMPLING)
+    assert len({c.token_ids for c in one}) == len(QUERIES)  # which is the likeliest token, every time
 
 
 def test_a_query_alone_and_in_a_batch_gives_the_same_samples(generator: Generator) -> None:

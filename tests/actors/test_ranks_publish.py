@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from actors.probes import distance, prove, stored
-from actors.ranks import Rank
+from actors.ranks import Rank, Ranks
 from actors.weights import read_probe
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import WeightSyncError
 from rhumbline.learning.policy import load_policy, load_tokenizer, save_policy
 from tests.fakes import tiny_policy
-from tests.rhumbline.online_fakes import GRPO, LORA, batch, made
+from tests.rhumbline.learning_fakes import quick
+from tests.rhumbline.online_fakes import GRPO, LORA, PPO, batch, made
 
 SMALL = 1e-4  # of an adapter's B: its product with A is below what bf16 keeps of most weights
 CASES = [Encoded(token_ids=(5, 6, 7, 8, 9), loss_mask=(False, False, True, True, True))]
@@ -81,3 +84,32 @@ def test_weights_that_are_trained_in_bf16_lose_nothing(policy: Path, tmp_path: P
     one.learner.policy.to(torch.bfloat16)
     assert not one.learner.rounded
     assert one.publish(str(tmp_path / "t=1"), full=True, stored=True, cases=CASES) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_group_of_ray_actors_trains_under_deepspeed(policy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    zero = {"zero_optimization": {"stage": 3}}
+    learner = quick(engine="deepspeed", deepspeed=zero, dtype="bfloat16", num_workers=2, num_cpus=0.5, threads=1)
+    arguments: dict[str, Any] = {
+        "settings": PPO,
+        "total_steps": 2,
+        "answers_per_step": 12,
+        "policy_dir": str(policy),
+        "adapter_dir": None,
+        "seed": 7,
+        "trust_remote_code": False,
+        "max_tokens": 9,
+    }
+    with Ranks(
+        arguments, learner, batch_of=lambda step: batch(seed=step), states=tmp_path / "states", deadline_s=600
+    ) as group:
+        told = group.update(1)
+        group.save()
+        group.publish(tmp_path / "t=1", full=True, stored=True, cases=CASES)
+    assert math.isfinite(told["learn/loss"])
+    assert told["learn/kl"] == pytest.approx(0.0, abs=1e-3)
+    (case,) = read_probe(tmp_path / "t=1")
+    assert case.logprobs == pytest.approx(stored(tmp_path / "t=1", CASES)[0], abs=0.1)
+    assert distance([case.logprobs], stored(policy, CASES)) > 0

@@ -43,7 +43,7 @@ def test_the_thesis_s_table_of_hyperparameters() -> None:
 def test_a_part_of_kl_leaves_the_rest_of_it_where_the_method_has_it() -> None:
     assert config.Grpo().kl.place == "loss"
     assert config.Grpo().kl.coefficient == 0.04
-    for part in ({"coefficient": 0.01}, {"estimator": "k2"}):
+    for part in ({"coefficient": 0.01}, {"controller": "adaptive", "target": 6.0}):
         assert config.Grpo.model_validate({"kl": part}).kl.place == "loss"
         assert config.Ppo.model_validate({"kl": part}).kl.place == "reward"
     assert config.Grpo.model_validate({"kl": {"estimator": "k2"}}).kl.coefficient == 0.04
@@ -68,6 +68,18 @@ def test_a_part_of_kl_leaves_the_rest_of_it_where_the_method_has_it() -> None:
             "ppo",
             ["prompts_per_step=10", "directions.per_prompt=3", "samples=2", "ppo.kl.horizon=12"],
             r"ppo\.kl\.horizon is 12 answers, and a step has 60 .*more than 12",
+        ),
+        ("ppo", ["overlap=true", "keep_checkpoints=1"], r"keep_checkpoints is 1, and with overlap .* give 2"),
+        ("ppo", ["ppo.kl={place: reward, estimator: k2}"], r"kl\.estimator is k2, and kl\.place reward takes k1"),
+        (
+            "grpo",
+            ["grpo.kl={controller: fixed, horizon: 50, target: null}"],
+            r"kl\.horizon is 50, and kl\.controller fixed",
+        ),
+        (
+            "ppo",
+            ["ppo.kl={controller: adaptive, coefficient: 100, target: 6}"],
+            r"kl\.coefficient is 100, .* 10 at most",
         ),
     ],
 )

@@ -197,6 +197,17 @@ def test_a_watch_tells_each_thing_once_and_not_again_after_a_resume() -> None:
     assert [resumed.look(row) for row in rows[11:]] == told[11:]
 
 
+def test_an_engine_that_is_far_from_its_learner_is_named_unless_it_samples_with_the_version_before() -> None:
+    rows = steps(8, engine_gap=[0.022, 0.06])
+    (said,) = check_health([], steps=rows)
+    assert "0.06 apart (learn/engine_gap)" in said.message
+    assert check_health([], steps=rows, overlap=True) == []
+    watch = Watch(objectives=(), kl_target=None, section="grpo")
+    told = [watch.look(row) for row in rows]
+    assert [bool(found) for found in told] == [False] * 7 + [True]
+    assert watch.look(rows[-1]) == []  # once
+
+
 def test_objectives_that_are_the_same_for_all_answers_are_named() -> None:
     named: dict[str, Any] = {"objectives": ("helpfulness", "verbosity")}
     rows = steps(8, **{"constant_objectives/0": [0.0, 0.0], "constant_objectives/1": [0.0, 1.0]})

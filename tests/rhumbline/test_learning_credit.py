@@ -92,6 +92,14 @@ def test_the_weighed_kl_of_an_old_version_s_draws_is_the_policy_s_own():
     assert mean_kl(answers, seen, 2.0) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_share_of_clipped_scores_is_told():
+    batch = [answer("a", 1, (3.0,)), answer("b", 1, (-0.5,)), answer("c", 1, (-2.5,)), answer("d", 1, (2.0,))]
+    for clip, share in ((2.0, 0.5), (None, 0.0)):
+        _, told = credit(batch, measured([-1.0] * 4, [-1.0] * 4), config.Ppo(score_clip=clip), 0.0)
+        assert told["learn/score_clipped"] == share
+        assert told["learn/score_mean"] == 0.5
+
+
 def test_scores_are_clipped_and_the_kl_is_charged_in_one_place():
     one, seen = answer("a", 1, (9.0,)), measured([-1.0], [-2.0])
     for place, expected in (("reward", 3.9), ("loss", 4.0)):

@@ -154,6 +154,13 @@ def test_the_first_optimiser_step_starts_at_ratio_1_and_without_a_kl(policy, set
     assert abs(learner.update(2, batch())["learn/kl"]) > 1e-3
 
 
+def test_full_weights_and_their_reference_rest_in_the_same_precision(policy):
+    learner = made(policy, learner={"weights_dtype": "bfloat16"})  # which is of frozen weights under LoRA
+    told = learner.update(1, batch())
+    assert told["learn/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert learner.probe_start([one.encoded for one in batch(2)]) is not None
+
+
 def test_the_adapter_that_training_goes_on_with_is_the_reference(policy, tmp_path):
     first = made(policy, learner={"lora": LORA, "lr": 3e-2})
     for step in range(1, 4):

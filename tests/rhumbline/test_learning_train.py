@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from rhumbline import config
 from rhumbline.data.chat import encode
 from rhumbline.errors import DataError, TrainingError
-from rhumbline.learning import checkpoints
-from rhumbline.learning.engine import World
+from rhumbline.learning import checkpoints, train
+from rhumbline.learning.engine import TorchEngine, World
 from rhumbline.learning.logprobs import response_logprobs, token_logprobs
 from rhumbline.learning.lora import attach, fuse
-from rhumbline.learning.packing import Order
+from rhumbline.learning.packing import Order, packed_attention
 from rhumbline.learning.policy import load_policy, load_tokenizer, resolve
 from rhumbline.learning.train import encode_examples, fit
 from rhumbline.records import Example, Message
@@ -240,6 +240,23 @@ def test_another_teacher_and_a_mixture_with_plain_examples(policy, tmp_path):
     fit(data, learner=learner, out_dir=tmp_path / "b", report=plain, **settings)
     assert log.losses[0] > plain.losses[0] + 0.5  # another policy asked alike disagrees; the same does not
     assert log.losses[-1] < log.losses[0]
+
+
+def test_a_worker_without_a_share_makes_the_passes_of_those_that_have_one(policy, tmp_path, monkeypatch):
+    data = [*examples(3), *examples(1, teacher="v")]
+    samples, _, _ = encode_examples(data, load_tokenizer(policy), 512)
+    model: Any = load_policy(policy, torch.float32)
+    engine = TorchEngine(
+        model, torch.optim.SGD(model.parameters()), max_grad_norm=1.0, dtype=torch.float32, world=World()
+    )
+    monkeypatch.setattr(World, "total", lambda _self, value, _device: value)
+    asked: dict[int, list[bool]] = {0: [], 1: []}
+    with packed_attention(model):
+        for rank, seen in asked.items():
+            teach = lambda _teacher, chosen, _device, seen=seen: seen.append(chosen[0].teacher is not None)  # noqa: E731
+            monkeypatch.setattr(train, "_teach", teach)
+            train._accumulate(engine, model, samples, 512, World(rank, 2))
+    assert asked[0] == asked[1] == [False, True]  # under ZeRO 3 all must ask for the same weights
 
 
 def test_the_state_of_a_step_holds_no_more_than_it_needs(policy, tmp_path):

@@ -78,6 +78,17 @@ def test_values_are_fp32_where_the_policy_runs_in_bf16():
     assert values_R.dtype == torch.float32
 
 
+def test_they_stay_fp32_where_the_head_itself_was_cast():
+    policy, packed = made(with_lora=False), pack(SAMPLES)
+    model = PolicyWithValue(policy)
+    torch.nn.init.normal_(model.head.weight)
+    model.to(torch.bfloat16)  # as DeepSpeed does
+    with packed_attention(policy):
+        _, values_R = logits_and_values(model, packed)
+    assert values_R.dtype == torch.float32
+    assert not torch.equal(values_R, values_R.bfloat16().float())
+
+
 def test_no_hook_is_left_behind():
     policy, packed = made(with_lora=False), pack(SAMPLES)
     model = PolicyWithValue(policy)

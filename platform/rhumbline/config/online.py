@@ -10,16 +10,19 @@ from pydantic import Field, model_validator
 from rhumbline.config.run import Run
 from rhumbline.config.sections import PolicyLearner, Section
 
+ESTIMATOR, HORIZON = "k3_k2", 10000.0
+HIGHEST = 10.0  # that the adaptive controller makes a coefficient
+
 
 class Kl(Section):
     """What it costs to leave the reference policy, the one that training starts from."""
 
     place: Literal["reward", "loss"] = "reward"  # taken off the reward per token (k1), or added to the loss
-    estimator: str = "k3_k2"  # in the loss: a key of rhumbline.losses.KL_ESTIMATORS; in the reward it is k1
+    estimator: str = ESTIMATOR  # in the loss: a key of rhumbline.losses.KL_ESTIMATORS; in the reward it is k1
     controller: str = "fixed"  # fixed, adaptive: a key of rhumbline.losses.KL_CONTROLLERS
     coefficient: float = Field(0.02, ge=0)  # beta; the first one where the controller is adaptive
     target: float | None = Field(None, gt=0)  # adaptive, and others that steer: nats per answer
-    horizon: float = Field(10000, gt=0)  # adaptive: answers over which an error of 20% moves beta by 20%
+    horizon: float = Field(HORIZON, gt=0)  # adaptive: answers over which an error of 20% moves beta by 20%
 
     @model_validator(mode="after")
     def _reachable(self) -> Kl:
@@ -28,6 +31,19 @@ class Kl(Section):
         if self.controller == "fixed" and self.target is not None:
             raise ValueError(
                 f"kl.target is {self.target:g}, and kl.controller fixed steers to none: give adaptive, or leave kl.target out"
+            )
+        if self.controller == "fixed" and self.horizon != HORIZON:
+            raise ValueError(
+                f"kl.horizon is {self.horizon:g}, and kl.controller fixed never moves: give adaptive, or leave kl.horizon out"
+            )
+        if self.place == "reward" and self.estimator != ESTIMATOR:
+            raise ValueError(
+                f"kl.estimator is {self.estimator}, and kl.place reward takes k1 off the reward: give kl.place loss, or leave "
+                "kl.estimator out"
+            )
+        if self.controller == "adaptive" and self.coefficient > HIGHEST:
+            raise ValueError(
+                f"kl.coefficient is {self.coefficient:g}, and the adaptive controller goes to {HIGHEST:g} at most: give less"
             )
         if self.controller == "adaptive" and self.coefficient == 0:
             raise ValueError(
@@ -131,6 +147,10 @@ class OnlineRecipe(Run, ABC):
             raise ValueError(
                 f"learner.lora.dropout is {self.learner.lora.dropout:g}: online training compares the policy with what it "
                 "was, and with dropout it differs from itself. Set it to 0"
+            )
+        if self.overlap and self.keep_checkpoints == 1:
+            raise ValueError(
+                "keep_checkpoints is 1, and with overlap a run that goes on may need the version before the newest: give 2"
             )
         if settings.kl.controller == "adaptive" and answers >= 5 * settings.kl.horizon:
             raise ValueError(

@@ -122,7 +122,9 @@ def _ppo(
         gamma=settings.gamma,
         lam=settings.lam,
     )
+    clip = settings.score_clip
     metrics = _score_metrics(scores_N) | {
+        "learn/score_clipped": 0.0 if clip is None else float((scores_N.abs() > clip).double().mean()),
         "learn/advantage_std": _std(advantages_R),
         "learn/value_explained": _explained(measured.values_R, returns_R),
         **_constant_objectives(batch, [0] * len(batch)),

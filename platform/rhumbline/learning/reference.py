@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from rhumbline import config
+from rhumbline.learning.loop import resting_dtype
 from rhumbline.learning.packing import packed_attention
 from rhumbline.learning.policy import load_adapter, load_policy
 from rhumbline.learning.precision import dtype_of
@@ -62,8 +63,8 @@ def reference_of(
     """The reference of `model`, which was just made of `policy_dir` and `adapter_dir`; `reference_dir`: another one."""
     if learner.lora is not None and reference_dir is None:
         return Reference(model, adapter_dir)
-    # DeepSpeed casts the policy itself; under torch its weights rest in fp32 and only the forward pass is cast.
-    dtype = dtype_of(learner.dtype if learner.engine == "deepspeed" else learner.weights_dtype)
+    # As the policy's weights rest, or the KL would not begin at 0; DeepSpeed casts those itself.
+    dtype = dtype_of(learner.dtype) if learner.engine == "deepspeed" else resting_dtype(learner)
     copy: Any = load_policy(reference_dir or policy_dir, dtype, trust_remote_code)
     if reference_dir is None and adapter_dir is not None:
         copy = load_adapter(copy, adapter_dir).merge_and_unload()

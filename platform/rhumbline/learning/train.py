@@ -138,16 +138,16 @@ def _accumulate(engine: Engine, teacher: Any, batch: Sequence[Sample], max_token
     counts, weights = [s.student.num_learned for s in batch], [s.weight for s in batch]
     _, mass = token_weights(counts, weights)
     denominator = mass if mass > 0 else 1.0  # every sample of the step may weigh nothing
-    groups: list[list[int]] = []
+    groups: list[tuple[list[int], int]] = []  # members, and who stands in where there are none
     for taught in (False, True):
         members = [i for i, s in enumerate(batch) if (s.teacher is not None) == taught]
         for group in bins([len(batch[i].student) for i in members], max_tokens, world.size):
-            groups.append([members[j] for j in group])
+            groups.append(([members[j] for j in group], members[0]))
     mine, total = groups[world.rank :: world.size], 0.0
-    for position, group in enumerate(mine):
-        chosen = [batch[i] for i in group or [0]]
+    for position, (group, instead) in enumerate(mine):
+        chosen = [batch[i] for i in group or [instead]]
         packed = pack([s.student for s in chosen], device)
-        # An empty group is another worker's doing: this one makes the pass all the same, with nothing in it.
+        # An empty group is another worker's doing: this one makes the same passes, a teacher's too, with nothing in them.
         spread, _ = token_weights(packed.counts, [s.weight if group else 0.0 for s in chosen])
         weights_R = torch.tensor(spread, device=device)
         with engine.autocast():

@@ -21,6 +21,14 @@ from rhumbline.learning.packing import Packed
 PREFIX = "policy."  # of the policy's weights among the names of both
 
 
+class _Head(nn.Linear):
+    """In fp32, also where DeepSpeed has cast the weights: bf16 has steps of 1/128 in a value of 2."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
 class PolicyWithValue(nn.Module):
     """The policy as `policy`, and `head`. Its forward pass takes what the policy's takes, and where values are wanted."""
 
@@ -28,7 +36,7 @@ class PolicyWithValue(nn.Module):
         super().__init__()
         self.policy = policy
         size = int(policy.config.get_text_config().hidden_size)
-        self.head = nn.Linear(size, 1, bias=True, device=policy.device, dtype=torch.float32)
+        self.head = _Head(size, 1, bias=True, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -47,9 +55,7 @@ class PolicyWithValue(nn.Module):
         finally:
             hook.remove()
         (hidden,) = seen
-        chosen = hidden[0, value_positions].to(self.head.weight.dtype)
-        with torch.autocast(chosen.device.type, enabled=False):  # bf16 has steps of 1/128 in a value of 2
-            values = self.head(chosen)[:, 0]
+        values = self.head(hidden[0, value_positions])[:, 0]
         return cast(torch.Tensor, logits), values
 
 
