@@ -1,7 +1,7 @@
 """Soups: a policy per objective, mixed by weights for every direction of the grid, and evaluated as one policy.
 
 check_mixtures(recipe, plan)                                # every direction of the grid can be mixed
-missing = children(recipe)                                  # recipes of the policies that are still to be trained
+missing = children(recipe, plan)                            # recipes of the policies that are still to be trained
 with RunStore.create(...) as store:
     policies = objective_policies(recipe, missing, runs, jobs)
     with Crew(recipe, store, plan) as crew:
@@ -11,6 +11,7 @@ with RunStore.create(...) as store:
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,10 @@ from actors.crew import Crew
 from actors.dry_run import check
 from actors.trial import job_module, job_of
 from cluster.session import resources
-from rhumbline import config, durable
+from rhumbline import config
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.fingerprint import fingerprint
-from rhumbline.learning.soups import check_policy, interpolate, soup_weights
+from rhumbline.learning.soups import SOUP, check_policy, interpolate, soup_weights
 from rhumbline.plan import Plan
 from rhumbline.queries import ask_all
 from rhumbline.records import Scored
@@ -57,13 +58,17 @@ def hashes(recipe: config.SoupRecipe) -> dict[str, str]:
     return {f"policies.{name}": fingerprint(_folder(folder)) for name, folder in recipe.policies.items()}
 
 
-def children(recipe: config.SoupRecipe) -> dict[str, tuple[config.OnlineRecipe, Plan]]:
-    """Objective -> the run that trains its policy, where the recipe names none. Checked, its room too, not begun."""
+def children(recipe: config.SoupRecipe, plan: Plan) -> dict[str, tuple[config.OnlineRecipe, Plan]]:
+    """Objective -> the run that trains its policy, where the recipe names none. Checked, its room too, not begun.
+
+    None trains on what the soup is evaluated on, also where the two hold out other prompts: those that a policy of
+    `recipe.policies` was trained on, say, are held out by no soup, and by a child for all it knows.
+    """
     out: dict[str, tuple[config.OnlineRecipe, Plan]] = {}
     for name, settings in recipe.children().items():
-        plan = Plan.make(settings)
-        check(plan, resources())
-        out[name] = (settings, plan)
+        own = Plan.make(settings).without(plan.splits.evaluation)
+        check(own, resources())
+        out[name] = (settings, own)
     return out
 
 
@@ -113,17 +118,20 @@ def _mix(crew: Crew, store: RunStore, version: int, policies: Mapping[str, Path]
     shutil.rmtree(out, ignore_errors=True)  # of a session that was killed before it set the mark
     interpolate(crew.initial, policies, weights, out, crew.recipe.policy.trust_remote_code)
     probes.probe_again(out, crew.initial, crew.recipe.policy.trust_remote_code)
-    durable.replace(out / "soup.json", (durable.to_json({"weights": dict(weights)}) + "\n").encode())
-    store.mark(mark, {"checkpoint": f"checkpoints/t={version}", "weights": dict(weights)})
+    about = json.loads((out / SOUP).read_text(encoding="utf-8"))
+    store.mark(mark, {"checkpoint": f"checkpoints/t={version}", **about})
 
 
 def _folder(name: str) -> Path:
     return Path(name).expanduser().resolve()
 
 
-def told(policies: Mapping[str, Path], grid: Sequence[Sequence[float]]) -> list[str]:
+def told(policies: Mapping[str, Path], grid: Sequence[Sequence[float]], store: RunStore) -> list[str]:
     """Notes for the report."""
+    marks = [store.marked(f"iterations/t={d + 1}/learn") or {} for d in range(len(grid))]
+    rounding = max((float(mark.get("rounding", 0.0)) for mark in marks), default=0.0)
     return [
+        f"Stored in bf16, a mixture is off the exact one by up to {rounding:.0%} of its distance from the initial policy.",
         f"Rewarded soups: {len(policies)} policies, one per objective, mixed in weights for each of {len(grid)} directions; no "
         "prompt says a direction.",
         *(f"The policy of {name}: {folder}." for name, folder in policies.items()),

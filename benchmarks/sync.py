@@ -14,6 +14,10 @@ the probe before, the load with everything cached thrown away, the probe after; 
 does not answer with the new weights, the benchmark ends with that error. Files are in the page cache, as they are right
 after a learner has written them.
 
+That is the engines' half. The learner's, writing the adapter, or that and the merged weights, is timed where the versions are
+made and printed; `sync_whole` and `sync_transfer_whole` have both halves. (In a run the learner also says its figures of the
+probe's tokens, of merged weights from the file: about as long as one probe here.)
+
 The ratio `sync` is the seconds of full over those of adapter, above 1 where the adapter is quicker; `sync_transfer` has those
 of transfer in the numerator. `sync_load` and `sync_transfer_load` compare the loads without the probes. On a CPU the two tell
 different stories: an adapter is there at once, but vLLM then copies its matrices, at the engine's max_lora_rank, for every
@@ -70,7 +74,10 @@ def main(
         plan = smol()
         base = resolve(policy)
         turns = [query.messages for query in first_queries(plan, PROBES)]
-        folders = [make(base, Path(scratch) / f"t={i}", turns, rank, seed + i) for i in range(versions)]
+        made = [make(base, Path(scratch) / f"t={i}", turns, rank, seed + i) for i in range(versions)]
+        folders = [one.folder for one in made]
+        adapter_s, merged_s = median(one.adapter_s for one in made), median(one.merged_s for one in made)
+        published = {"adapter": adapter_s, "full": adapter_s + merged_s, "transfer": adapter_s + merged_s}
         size = {
             part: sum(f.stat().st_size for f in folders[0].glob(f"{part}/*.safetensors")) for part in ("adapter", ".")
         }
@@ -103,10 +110,17 @@ def main(
         full, transfer = compare("sync", "syncs/s", ours=ours, rivals=rivals, pairs=pairs, out=out)
         for sync, seen in switched.items():
             load, probe, gap = (median(getattr(s, key) for s in seen) for key in ("load_s", "probe_s", "gap"))
-            print(f"sync/{sync} load {load:.3f} s, probe {probe:.3f} s, gap {gap:.4f} nats; medians of {len(seen)}")
+            told = f"published {published[sync]:.3f} s, load {load:.3f} s, probe {probe:.3f} s, gap {gap:.4f} nats"
+            print(f"sync/{sync} {told}; medians of {len(made)} and {len(seen)}")
         loads = {sync: by_pair([one.load_s for one in seen], syncs) for sync, seen in switched.items()}
         for sync, name in (("transfer", "sync_transfer_load"), ("full", "sync_load")):
             print(summarise(name, [a / b for a, b in zip(loads[sync], loads["adapter"], strict=True)]))
+        whole = {
+            sync: [published[sync] * syncs + s for s in by_pair([one.load_s + one.probe_s for one in seen], syncs)]
+            for sync, seen in switched.items()
+        }
+        for sync, name in (("transfer", "sync_transfer_whole"), ("full", "sync_whole")):
+            print(summarise(name, [a / b for a, b in zip(whole[sync], whole["adapter"], strict=True)]))
         print(transfer)
         print(dataclasses.replace(full, name="sync"), flush=True)
 
@@ -124,7 +138,16 @@ def by_pair(seconds: Sequence[float], syncs: int) -> list[float]:
     return [sum(seconds[i : i + syncs]) for i in range(0, len(seconds), syncs)]
 
 
-def make(base: Path, folder: Path, turns: list[tuple[Message, ...]], rank: int, seed: int) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A version, and how long it took to write its adapter, and to merge it and write that."""
+
+    folder: Path
+    adapter_s: float
+    merged_s: float
+
+
+def make(base: Path, folder: Path, turns: list[tuple[Message, ...]], rank: int, seed: int) -> Made:
     """A version as a learner publishes it: adapter/, merged weights, probe.json."""
     torch.manual_seed(seed)
     model = lora.attach(load_policy(base, device="cpu"), config.Lora(r=rank, alpha=2 * rank))
@@ -132,13 +155,16 @@ def make(base: Path, folder: Path, turns: list[tuple[Message, ...]], rank: int, 
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=SCALE)
+    began = time.perf_counter()
     save_adapter(model, folder / "adapter")
+    saved = time.perf_counter()
     merge_adapter(base, folder / "adapter", folder)
+    merged = time.perf_counter()
     tokenizer = load_tokenizer(folder)
     encoded: list[Encoded] = [encode(messages, ANSWER, tokenizer) for messages in turns]
     rows = token_logprobs(load_policy(folder, torch.float32, device="cpu"), encoded)
     write_probe(folder, [Case(encoded=one, logprobs=row.tolist()) for one, row in zip(encoded, rows, strict=True)])
-    return folder
+    return Made(folder=folder, adapter_s=saved - began, merged_s=merged - saved)
 
 
 if __name__ == "__main__":

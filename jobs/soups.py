@@ -34,7 +34,7 @@ def run(recipe: SoupRecipe, plan: Plan, runs: Path, resume: bool, asked: str) ->
     from rhumbline.store import RunStore
 
     check_mixtures(recipe, plan)
-    missing = children(recipe)
+    missing = children(recipe, plan)
     inputs = {**plan.inputs(), **hashes(recipe)}
     with RunStore.create(runs, recipe, resume, asked=asked, inputs=inputs) as store:
         policies = objective_policies(
@@ -46,7 +46,7 @@ def run(recipe: SoupRecipe, plan: Plan, runs: Path, resume: bool, asked: str) ->
             first = first_policy(recipe, plan, store, crew)
             soup = crew.judge("soup", taste(crew, plan, store, policies), first.calibration, t=0)
             initial = crew.evaluate(None, first.calibration) if recipe.evaluation.initial_policy else None
-            notes = [*first.notes, *told(policies, plan.grid())]
+            notes = [*first.notes, *told(policies, plan.grid(), store)]
             print(f"report: {write(recipe, plan, store, crew, initial, [soup], notes)}")
             return figures(recipe, first.calibration, soup)
 

@@ -31,7 +31,7 @@ class Asked:
 
     def tokens(self, prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
         """Tokens of each prompt up to where the answer begins."""
-        direction = self.direction if self.recipe.directions.said else None
+        direction = self.direction if self.recipe.steered else None
         wordiest = max(self.recipe.initial.styles.values(), key=lambda style: len(style.words), default=Style())
         counts = []
         for prompt in prompts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,7 @@ class Plan:
             started_from += [Path(folder).expanduser() for folder in recipe.policies.values()]
         trained_on = frozenset[str]().union(*(steering.read_trained_on(f) for f in started_from if f is not None))
         splits = split_by_hash(prompts, recipe.prompts.evaluation, recipe.seed, trained_on)
-        if isinstance(recipe, OnlineRecipe) and recipe.prompts_per_step > len(splits.train):
-            raise DataError(
-                f"{recipe.prompts.path}: {len(splits.train)} prompts to train on, a step asks {recipe.prompts_per_step} "
-                "(prompts_per_step): lower it, or give more prompts (prompts.path, prompts.limit)"
-            )
+        _enough(recipe, splits)
         usable = _not_held_out(rated, splits)
         if steerlm and len(usable) < 2:  # the calibration needs two
             raise DataError(
@@ -114,6 +110,18 @@ class Plan:
         """
         usable = _not_held_out(self.rated, self.splits)
         return usable, len(self.rated) - len(usable)
+
+    def without(self, prompts: Sequence[Prompt]) -> Plan:
+        """The same run, but for the training prompts that share their first turn with one of these.
+
+        Raises DataError where a step would ask more prompts than are left.
+        """
+        held = {turn_id(prompt) for prompt in prompts}
+        d1, d2 = (tuple(p for p in half if turn_id(p) not in held) for half in (self.splits.d1, self.splits.d2))
+        splits = replace(self.splits, d1=d1, d2=d2)
+        _enough(self.recipe, splits)
+        sizes = tuple(_sizes(self.recipe, splits, _not_held_out(self.rated, splits)))
+        return replace(self, splits=splits, sizes=sizes)
 
     def inputs(self) -> dict[str, str]:
         """Hashes of what a run reads from elsewhere. One that goes on must find the same.
@@ -211,6 +219,14 @@ class Plan:
 
     def _said(self, direction: tuple[float, ...]) -> str:
         return f"{angle_deg(direction):.1f}°" if len(direction) == 2 else text(direction, self.cone.names)
+
+
+def _enough(recipe: Run, splits: Splits) -> None:
+    if isinstance(recipe, OnlineRecipe) and recipe.prompts_per_step > len(splits.train):
+        raise DataError(
+            f"{recipe.prompts.path}: {len(splits.train)} prompts to train on, a step asks {recipe.prompts_per_step} "
+            "(prompts_per_step): lower it, or give more prompts (prompts.path, prompts.limit)"
+        )
 
 
 def _fitting(
@@ -335,6 +351,8 @@ def wanted(recipe: Run) -> list[Want]:
         Want(role="scorer", count=scorer.replicas, num_cpus=scorer.num_cpus, num_gpus=scorer.num_gpus),
         Want(role="learner", count=learner.num_workers, num_cpus=learner.num_cpus, num_gpus=learner.num_gpus),
     ]
+    if isinstance(recipe, SoupRecipe):  # policies are trained before, by runs that are checked by themselves
+        out.pop()
     if recipe.evaluation.kl:
         out.append(Want(role="reference", count=1, num_cpus=scorer.num_cpus, num_gpus=scorer.num_gpus))
     return out

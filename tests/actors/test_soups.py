@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from actors import soups
 from rhumbline import config
+from rhumbline.data.prompts import turn_id
 from rhumbline.errors import ConfigError, DirectionError
 from rhumbline.plan import Plan
 from tests.fakes import tiny_policy
@@ -33,7 +35,7 @@ def test_children_share_what_the_soup_is_evaluated_on(tmp_path: Path, monkeypatc
     monkeypatch.setattr(soups, "check", lambda plan, have: None)
     monkeypatch.setattr(soups, "resources", dict)
     settings = soup(tmp_path, train=str(train), name="soup")
-    found = soups.children(settings)
+    found = soups.children(settings, Plan.make(settings))
     assert list(found) == ["helpfulness", "verbosity"]
     ours = Plan.make(settings)
     for child, plan in found.values():
@@ -48,10 +50,31 @@ def test_children_share_what_the_soup_is_evaluated_on(tmp_path: Path, monkeypatc
     assert [child.name for child, _ in found.values()] == ["soup-helpfulness", "soup-verbosity"]
 
 
+def test_children_do_not_train_on_what_the_soup_is_evaluated_on_whatever_they_hold_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soups, "check", lambda plan, have: None)
+    monkeypatch.setattr(soups, "resources", dict)
+    train = written(tmp_path, **GRPO).rename(tmp_path / "grpo.yaml")
+    ready = tiny_policy(tmp_path / "ready")
+    first = Plan.make(soup(tmp_path, train=str(train)))
+    turns = {turn_id(prompt) for prompt in first.splits.evaluation}
+    (ready / "trained_on.txt").write_text("".join(f"{turn}\n" for turn in sorted(turns)))
+    settings = soup(tmp_path, train=str(train), policies={"helpfulness": str(ready)})
+    ours = Plan.make(settings)
+    held = {turn_id(prompt) for prompt in ours.splits.evaluation}
+    assert not held & turns  # the soup holds out others, as one of its policies has seen those
+    ((child, plan),) = soups.children(settings, ours).values()
+    assert held & {turn_id(prompt) for prompt in Plan.make(child).splits.train}
+    assert not held & {turn_id(prompt) for prompt in plan.splits.train}
+    assert sum(size.prompts for size in plan.sizes) > 0
+
+
 def test_only_online_jobs_train_the_policies_of_a_soup(tmp_path: Path) -> None:
     train = written(tmp_path).rename(tmp_path / "dpa.yaml")
+    settings = soup(tmp_path, train=str(train))
     with pytest.raises(ConfigError, match=r"of jobs/dpa\.py .* trained by ppo, grpo \(train\)"):
-        soups.children(soup(tmp_path, train=str(train)))
+        settings.children()
 
 
 def test_what_cannot_be_mixed_is_named_before_anything_is_trained(tmp_path: Path) -> None:
@@ -118,9 +141,12 @@ def test_a_mixture_without_its_mark_is_made_again(tmp_path: Path, monkeypatch: p
 
     def interpolate(base: str, policies: Any, weights: Any, out: Path, trusted: bool) -> None:
         out.mkdir()  # as the real one, which refuses a folder that is there
+        (out / "soup.json").write_text(json.dumps({"weights": weights, "rounding": 0.25}))
 
     monkeypatch.setattr(soups, "interpolate", interpolate)
     monkeypatch.setattr(soups.probes, "probe_again", lambda folder, start, trust_remote_code: None)
     soups._mix(crew, store, 1, {"a": tmp_path}, {"a": 1.0})
     assert [file.name for file in (tmp_path / "t=1").iterdir()] == ["soup.json"]
-    assert "iterations/t=1/learn" in marks
+    assert marks["iterations/t=1/learn"] == {"checkpoint": "checkpoints/t=1", "weights": {"a": 1.0}, "rounding": 0.25}
+    store.marked = marks.get
+    assert "by up to 25% of its distance" in soups.told({}, [(1.0, 0.0)], store)[0]

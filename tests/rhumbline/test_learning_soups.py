@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,27 @@ def test_an_adapter_and_full_weights_mix(tmp_path: Path) -> None:
     expected, found = load_file(full / "model.safetensors"), load_file(soup / "model.safetensors")
     for name in expected:
         torch.testing.assert_close(found[name].float(), expected[name], rtol=2**-8, atol=1e-6)
+
+
+def test_what_bf16_does_not_keep_is_told(tmp_path: Path) -> None:
+    base = tiny_policy(tmp_path / "base")
+    stored = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    for name, size in (("far", 2.0**-4), ("near", 2.0**-14)):
+        (tmp_path / name).mkdir()
+        for file in base.iterdir():
+            shutil.copy(file, tmp_path / name)
+        moved_by = {key: (tensor.float() + size).float() for key, tensor in stored.items()}
+        save_file(moved_by, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    told = {}
+    for name in ("far", "near"):
+        soup = interpolate(base, {"a": tmp_path / name}, {"a": 0.5}, tmp_path / f"soup-{name}")
+        told[name] = json.loads((soup / "soup.json").read_text())
+        assert told[name]["weights"] == {"a": 0.5}
+    assert 0 < told["far"]["rounding"] < 0.1
+    assert told["near"]["rounding"] > 0.5  # most of it is below what bf16 keeps
+    none = interpolate(base, {"a": tmp_path / "near"}, {"a": 0.0}, tmp_path / "none")
+    assert json.loads((none / "soup.json").read_text())["rounding"] == 0.0
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

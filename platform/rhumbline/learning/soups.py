@@ -6,7 +6,8 @@
 
     theta = theta_base + sum_k w_k (theta_k - theta_base)
 
-The sum is taken in the space of whole weights W, tensor by tensor in fp32, and stored in bf16. A policy that is a LoRA is merged
+The sum is taken in the space of whole weights W, tensor by tensor in fp32, and stored in bf16, which keeps little of policies
+that have hardly moved: `rounding` in soup.json says how much was lost. A policy that is a LoRA is merged
 first, W + scale * B A. Averaging the factors is another function: (sum_k a_k B_k)(sum_k a_k A_k) has the cross terms
 a_j a_k B_j A_k of adapters that never met, which is what peft's `add_weighted_adapter(combination_type="linear")` returns.
 
@@ -34,6 +35,7 @@ from rhumbline.errors import DirectionError, TrainingError, did_you_mean
 from rhumbline.learning.policy import load_adapter, load_tokenizer, merge_adapter, resolve
 
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+SOUP = "soup.json"
 # What config.json says of the function around the weights that no tensor's name or shape does.
 _AROUND = ("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "rope_parameters")
 _ZERO = 1e-9  # a component of a unit vector below this is rounding, such as cos(90 degrees)
@@ -73,6 +75,8 @@ def interpolate(
 ) -> Path:
     """Write base + sum_k w_k (theta_k - base) to `out_dir`, with the base's configuration and tokenizer. Returns the folder.
 
+    Beside the weights soup.json: `weights`, and `rounding`, |stored - exact| / |exact - base| over all weights: 0 is all kept.
+
     base = 1.0, policies 3.0 and 2.0 with weights 0.25 and 0.75: 1 + 0.25 * 2 + 0.75 * 1 = 2.25. The weights need not sum to 1.
 
     Every policy is a folder of full weights or of a LoRA of the base. At no time is more held in memory than one of the
@@ -94,7 +98,9 @@ def interpolate(
             _same_function(base, folder, name, trust_remote_code)
         soup = work / "soup"
         soup.mkdir()
-        _write_weights(base, merged, weights, soup, trust_remote_code)
+        rounding = _write_weights(base, merged, weights, soup, trust_remote_code)
+        about = {"weights": dict(weights), "rounding": rounding}
+        durable.replace(soup / SOUP, (durable.to_json(about) + "\n").encode())
         _write_rest(base, soup, trust_remote_code)
         soup.chmod(0o755)
         soup.rename(target)
@@ -162,8 +168,8 @@ def _is_adapter(folder: Path) -> bool:
 
 def _write_weights(
     base: Path, policies: Mapping[str, Path], weights: Mapping[str, float], soup: Path, trust_remote_code: bool
-) -> None:
-    """The soup's safetensors, one shard per shard of the base, and their index where there are several."""
+) -> float:
+    """The soup's safetensors, one shard per shard of the base, and their index where there are several. Returns `rounding`."""
     with ExitStack() as stack:
         of_base = stack.enter_context(_tensors(base, trust_remote_code))
         of_policies = {
@@ -174,14 +180,21 @@ def _write_weights(
         shards: dict[str, list[str]] = {}
         for key, (file, _) in of_base.items():
             shards.setdefault(file, []).append(key)
-        total = 0
+        total, lost, asked = 0, 0.0, 0.0
         for file, keys in shards.items():
-            shard = {key: _mix(key, of_base, of_policies, policies, weights) for key in keys}
+            shard: dict[str, torch.Tensor] = {}
+            for key in keys:
+                exact = _mix(key, of_base, of_policies, policies, weights)
+                shard[key] = exact.bfloat16() if exact.is_floating_point() else exact
+                if exact.is_floating_point():
+                    lost += float((shard[key].float() - exact).double().square().sum())
+                    asked += float((exact - of_base[key][1].get_tensor(key).float()).double().square().sum())
             total += sum(tensor.numel() * tensor.element_size() for tensor in shard.values())
             save_file(shard, soup / file, metadata={"format": "pt"})
     if len(shards) > 1 or _SINGLE not in shards:
         index = {"metadata": {"total_size": total}, "weight_map": {key: file for key, (file, _) in of_base.items()}}
         durable.replace(soup / _INDEX, json.dumps(index, indent=2).encode())
+    return math.sqrt(lost / asked) if asked > 0 else 0.0
 
 
 Tensors = Mapping[str, tuple[str, Any]]  # name -> (file, the open safetensors that holds it)
@@ -265,7 +278,7 @@ def _same_names(base: Tensors, policy: Tensors, name: str, folder: Path) -> None
 def _mix(
     key: str, base: Tensors, policies: Mapping[str, Tensors], folders: Mapping[str, Path], weights: Mapping[str, float]
 ) -> torch.Tensor:
-    """One tensor of the soup."""
+    """One tensor of the soup, in fp32; whole numbers as they are."""
     stored: torch.Tensor = base[key][1].get_tensor(key)
     if not stored.is_floating_point():
         for name, tensors in policies.items():
@@ -289,7 +302,7 @@ def _mix(
                 f"more than its whole length, {float(W.norm()):.3g}"
             )
         out.add_(delta, alpha=weights[name])
-    return _finite(out, key, "the soup").bfloat16()
+    return _finite(out, key, "the soup")
 
 
 def _finite(tensor: torch.Tensor, key: str, where: str) -> torch.Tensor:
