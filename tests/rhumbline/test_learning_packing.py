@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -26,6 +28,31 @@ def alone(model, one: Encoded) -> torch.Tensor:
     with torch.no_grad():
         logits_TV = model(input_ids=torch.tensor([one.token_ids])).logits[0]
     return logits_TV[one.prompt_length - 1 : -1]
+
+
+@pytest.mark.parametrize(
+    ("rests", "computes", "chosen"),
+    [
+        (torch.bfloat16, None, "flash_attention_2"),
+        (torch.float32, None, "sdpa"),  # which flash attention does not know
+        (torch.float32, torch.bfloat16, "flash_attention_2"),  # cast as it is computed
+        (torch.bfloat16, torch.float32, "sdpa"),
+    ],
+)
+def test_flash_attention_is_for_half_precision_alone(monkeypatch, rests, computes, chosen):
+    import transformers.utils.import_utils as installed
+
+    monkeypatch.setattr(installed, "is_flash_attn_2_available", lambda: True)
+    seen: list[str] = []
+    model = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="eager"),
+        device=SimpleNamespace(type="cuda"),
+        dtype=rests,
+        set_attn_implementation=seen.append,
+    )
+    with packed_attention(model, computes):
+        assert seen == [chosen]
+    assert seen == [chosen, "eager"]
 
 
 def test_pack_by_hand():

@@ -188,7 +188,7 @@ def start(
     """The policy that is trained, in training mode: under LoRA with a new adapter or that of a folder, else with it merged in."""
     torch.manual_seed(derive_seed(seed, "adapter"))
     policy: Any = load_policy(policy_dir, resting_dtype(learner), trust_remote_code)
-    stack.enter_context(packed_attention(policy))
+    stack.enter_context(packed_attention(policy, dtype_of(learner.dtype)))
     if learner.lora is not None:
         return lora.attach(policy, learner.lora, adapter_dir).train()
     model = policy if adapter_dir is None else load_adapter(policy, adapter_dir).merge_and_unload()

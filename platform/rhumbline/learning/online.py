@@ -22,7 +22,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from rhumbline.learning.engine import World
 from rhumbline.learning.logprobs import chosen_logprobs, entropies
 from rhumbline.learning.loop import make_engine, start, update
 from rhumbline.learning.optim import adamw
-from rhumbline.learning.packing import Order, Packed, bins, learned_logits, pack
+from rhumbline.learning.packing import FLASH, Order, Packed, bins, learned_logits, pack
 from rhumbline.learning.policy import load_tokenizer, merge_adapter, save_adapter, save_policy, set_threads
 from rhumbline.learning.reference import reference_of
 from rhumbline.learning.trajectories import Trajectory, check
@@ -152,7 +152,10 @@ class OnlineLearner:
     def _told(self, encoded: Sequence[Encoded], copy: Any) -> list[list[float]]:
         asked = [i for i, one in enumerate(encoded) if one.num_learned > 0]
         out: list[list[float]] = [[] for _ in encoded]
-        with torch.no_grad():
+        policy = self.policy.get_base_model() if hasattr(self.policy, "get_base_model") else self.policy
+        # Flash attention computes in half precision alone: there the figures are as rounded as those of training.
+        flash = policy.config._attn_implementation == FLASH
+        with torch.no_grad(), self.engine.autocast() if flash else nullcontext():
             for group in bins([len(encoded[i]) for i in asked], self.learner.micro_batch_tokens):
                 packed = pack([encoded[asked[j]] for j in group], self.policy.device)
                 logits_RV = self._forward(packed)[0] if copy is None else learned_logits(copy, packed)

@@ -29,6 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import TrainingError
 
+HALF, FLASH = (torch.bfloat16, torch.float16), "flash_attention_2"
 SEGMENTED = "rhumbline_segmented"
 
 
@@ -78,9 +79,11 @@ def learned_logits(model: Any, packed: Packed) -> torch.Tensor:
 
 
 @contextmanager
-def packed_attention(model: Any) -> Iterator[None]:
+def packed_attention(model: Any, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Within it, `model` (a PeftModel too) uses the fastest attention for packed rows on its device; then its own
     again.
+
+    dtype: what is computed in, where autocast makes that another one than the weights'. Flash attention knows no fp32.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils.import_utils import is_flash_attn_2_available
@@ -90,8 +93,8 @@ def packed_attention(model: Any) -> Iterator[None]:
     if policy.device.type == "cpu":
         ALL_ATTENTION_FUNCTIONS.register(SEGMENTED, segmented_attention)
         policy.set_attn_implementation(SEGMENTED)
-    elif is_flash_attn_2_available():
-        policy.set_attn_implementation("flash_attention_2")
+    elif (dtype or policy.dtype) in HALF and is_flash_attn_2_available():
+        policy.set_attn_implementation(FLASH)
     else:
         policy.set_attn_implementation("sdpa")
     try:
