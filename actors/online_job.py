@@ -63,9 +63,17 @@ class OnlineJob:
             first = first_policy(recipe, plan, store, crew)
             yield cls(recipe=recipe, plan=plan, store=store, crew=crew, first=first, on_evaluation=on_evaluation)
 
-    def learners(self, settings: config.Ppo | config.Grpo) -> Online:
-        """Those of the run, for a `with` around its steps."""
-        return Online(self.recipe, settings, self.plan, self.store, self.crew, self.first)
+    @contextmanager
+    def learners(self, settings: config.Ppo | config.Grpo) -> Iterator[Online]:
+        """Those of the run, as long as the `with` around its steps lasts.
+
+        A run that goes on says again what its kept versions came to: whoever counts evaluations counts as many as without
+        a break. What was sampled for them is read back.
+        """
+        with Online(self.recipe, settings, self.plan, self.store, self.crew, self.first) as online:
+            for t in filter(online.kept, range(1, online.ranks.at + 1)):
+                self.evaluate(t)
+            yield online
 
     def evaluate(self, t: int) -> None:
         """Evaluate version t, and say what it came to."""

@@ -61,6 +61,15 @@ from rhumbline.plan import Plan, Want, wanted
 from rhumbline.store import FREE_KEYS, lasting
 
 STATE = "tune"  # Tune's folder within a sweep's
+# Settings of tune.TuneConfig that a sweep has a key of its own for.
+_OWN = {
+    "search_alg": "search.algorithm",
+    "scheduler": "scheduler",
+    "num_samples": "search.trials",
+    "metric": "metrics",
+    "mode": "metrics",
+    "max_concurrent_trials": "max_concurrent",
+}
 _LEARNT = {"name", "learner", "ppo", "grpo", "loss"}  # keys of a recipe that say nothing of what a trial reads
 _SWEEP, _BASE = "sweep.resolved.yaml", "base.resolved.yaml"  # not recipe.resolved.yaml: a sweep is no run
 
@@ -87,8 +96,8 @@ def search(
         )
     check_room(sweep, have)
     check_inputs(sweep, have)
-    searcher = _searcher(sweep)  # also whether Optuna is there
     folder = (lasting(runs) / sweep.name).resolve()
+    chosen = _tune_config(sweep, folder)  # also whether Optuna is there
     same = _same(folder, sweep, resume)
     check_records(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +105,7 @@ def search(
         written = {"sweep.yaml": asked, _BASE: config.dump(sweep.base()), _SWEEP: config.dump(sweep)}
         for file, text in written.items():
             durable.replace(folder / file, text.encode())
-        tuner = _tuner(sweep, _trainable(sweep, folder, jobs.resolve()), folder, searcher, restore=resume and same)
+        tuner = _tuner(sweep, _trainable(sweep, folder, jobs.resolve()), folder, chosen, restore=resume and same)
         try:
             results = tuner.fit()
         except Exception as e:  # of Tune's own kinds: some of them hide a fault of the recipe
@@ -189,7 +198,7 @@ def rows_of(recipe: Run, trials: int) -> list[placement.Row]:
 def _shapes(sweep: SweepRecipe) -> list[Run]:
     """One recipe for each demand on the cluster that the points make."""
     found: dict[str, Run] = {}
-    for point in sweep.points() or [{key: dimension.probes()[-1] for key, dimension in sweep.space.items()}]:
+    for point in sweep.points() or [*sweep.probes(), sweep.largest()]:
         recipe = sweep.trial(point, "probe")
         found.setdefault(repr(rows_of(recipe, 1)), recipe)
     return list(found.values())
@@ -300,12 +309,44 @@ def _searcher(sweep: SweepRecipe) -> Any:
         given = {"population_size": min(50, max(4, sweep.search.trials // 4))} | given
     sampler = {"tpe": optuna.samplers.TPESampler, "nsga2": optuna.samplers.NSGAIISampler}[sweep.search.algorithm]
     names, modes = list(sweep.metrics), [str(mode) for mode in sweep.metrics.values()]
+    made = _taken("sampler", sampler, **given)
     if len(names) == 1:
-        return OptunaSearch(metric=names[0], mode=modes[0], sampler=sampler(**given))
-    return OptunaSearch(metric=names, mode=modes, sampler=sampler(**given))
+        return OptunaSearch(metric=names[0], mode=modes[0], sampler=made)
+    return OptunaSearch(metric=names, mode=modes, sampler=made)
 
 
-def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, searcher: Any, *, restore: bool) -> Any:
+def _tune_config(sweep: SweepRecipe, folder: Path) -> Any:
+    """Searcher, scheduler and what else Tune is told. Raises ConfigError for settings that they do not take."""
+    for key in sweep.tune.config.keys() & _OWN:
+        raise ConfigError(f"tune.config.{key}: the search says that elsewhere ({_OWN[key]}); leave it out")
+    scheduler = None
+    if sweep.scheduler == "asha":
+        ((metric, mode),) = sweep.metrics.items()
+        # One evaluation is one unit of its time, and a trial's last evaluation is not its end: it must not be stopped there.
+        given = {"stop_last_trials": False} | sweep.tune.scheduler
+        scheduler = _taken("scheduler", Asha, folder / STATE / "asha.pkl", metric=metric, mode=mode, **given)
+    settings = {"max_concurrent_trials": sweep.max_concurrent} | sweep.tune.config
+    return _taken(
+        "config",
+        tune.TuneConfig,
+        search_alg=_searcher(sweep),
+        scheduler=scheduler,
+        num_samples=sweep.search.trials if sweep.adaptive else 1,
+        **settings,
+    )
+
+
+def _taken(key: str, make: Any, *args: Any, **settings: Any) -> Any:
+    try:
+        return make(*args, **settings)
+    except (TypeError, ValueError, AssertionError) as e:
+        raise ConfigError(
+            f"tune.{key}: {make.__name__} does not take these settings: {e}. They are passed on as they are; its documentation "
+            "has those that it takes"
+        ) from None
+
+
+def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, chosen: Any, *, restore: bool) -> Any:
     # Tune would take Ctrl-C for itself, end as if all were well, and start trials in a folder of its own.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -315,20 +356,10 @@ def _tuner(sweep: SweepRecipe, trainable: Any, folder: Path, searcher: Any, *, r
             str(state), trainable=trainable, param_space=space, resume_unfinished=True, resume_errored=True
         )
     shutil.rmtree(state, ignore_errors=True)
-    scheduler = None
-    if sweep.scheduler == "asha":
-        ((metric, mode),) = sweep.metrics.items()
-        scheduler = Asha(state / "asha.pkl", metric=metric, mode=mode, **sweep.tune.scheduler)
-    settings = {"max_concurrent_trials": sweep.max_concurrent} | sweep.tune.config
     return tune.Tuner(
         trainable,
         param_space=space,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=sweep.search.trials if sweep.adaptive else 1,
-            **settings,
-        ),
+        tune_config=chosen,
         run_config=tune.RunConfig(name=STATE, storage_path=str(folder), verbose=1),
     )
 

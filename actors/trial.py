@@ -4,7 +4,8 @@
     records(sweep, folder)                                              # every trial of the search, as plain data
 
     <sweep>/trials/t-0123456789/         the run's own directory: it goes on from there
-    <sweep>/trials/t-0123456789.json     point, overrides, inputs, figures, state (running, done, failed, stopped), reason
+    <sweep>/trials/t-0123456789.json     point, overrides, inputs, state (running, done, failed, stopped), reason, figures, and
+                                         `told`: those on the way
 
 The name is a hash of the overrides, so a point that was finished is read back and one that was begun is resumed, whoever asks.
 A searcher may ask for a point again while its trial is under way: the second waits for the first, and takes what it came to.
@@ -62,7 +63,9 @@ def run_trial(
         before = read_record(path)
         if before.get("state") == "done":
             _same_inputs(before, (prepare or Plan.make)(sweep.trial(point, name)), path)
-            return {key: float("nan") if value is None else float(value) for key, value in before["figures"].items()}
+            for figures in before.get("told", []):  # so that a scheduler counts as many as if the trial ran now
+                on_evaluation(_numbers(figures))
+            return _numbers(before["figures"])
         record = {"point": point, "overrides": overrides, "figures": {}, "reason": "", "folder": name}
         record |= {"began": before.get("began", time.time())}
         return _run(sweep, record, folder, jobs, on_evaluation, prepare or _prepared)
@@ -84,8 +87,11 @@ def _run(
         record.update(fields, state=state)
         durable.replace(path, durable.to_json(record, indent=1).encode())
 
+    told: list[Figures] = []
+
     def evaluated(figures: Figures) -> None:
-        note("running", figures=figures)
+        told.append(figures)
+        note("running", figures=figures, told=told)
         on_evaluation(figures)
 
     note("running")
@@ -105,6 +111,10 @@ def _run(
     figures = {str(key): float(value) for key, value in out.items()} if isinstance(out, Mapping) else {}
     note("done", figures=figures, seconds=time.monotonic() - began)
     return figures
+
+
+def _numbers(figures: Mapping[str, Any]) -> Figures:
+    return {key: float("nan") if value is None else float(value) for key, value in figures.items()}
 
 
 def check_records(sweep: SweepRecipe, folder: Path) -> None:

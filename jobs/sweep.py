@@ -3,7 +3,7 @@
 
 ray job submit --runtime-env cluster/runtime_env.yaml -- python jobs/sweep.py --runs /mnt/rhumbline/runs
 python jobs/sweep.py --recipe jobs/recipes/sweeps/kl-and-lr.yaml search.algorithm=random search.trials=4
-python jobs/sweep.py --recipe jobs/recipes/sweeps/kl-and-lr.yaml --resume      # what is finished stays so
+python jobs/sweep.py --recipe jobs/recipes/sweeps/kl-and-lr.yaml search.algorithm=random search.trials=4 --resume
 
 points     a grid or random points, or those that Optuna chooses by what came back (TPE, NSGA-II)
 trials     each one a run of the job that its recipe is of, with its actors in a placement group of its own

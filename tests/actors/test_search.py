@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from rhumbline.errors import ConfigError, ResourceError, RunError, TrainingError
 from tests.actors.trial_fakes import BASE, changed, planned, run
 
 JOBS = Path(__file__).parents[2] / "jobs"
+STOPPING = ["metrics={}", "metrics={reward: max}", "scheduler=asha", "overrides={evaluate_every: 1}"]
 
 # --- room -------------------------------------------------------------------------------------------------------------
 
@@ -63,6 +65,16 @@ def test_every_point_s_own_demand_is_looked_at(sweep: SweepRecipe) -> None:
     wide = changed(["space={}", "space={learner.num_workers: {values: [1, 4]}}"])
     with pytest.raises(ResourceError, match="CPU: wanted 5, the cluster has 3"):
         search.check_room(wide, {"CPU": 3.0})
+
+
+def test_a_search_that_chooses_by_itself_fits_wherever_it_may_go(sweep: SweepRecipe) -> None:
+    space = "space={learner.num_workers: {values: [1, 4, 2]}, ppo.kl.coefficient: {loguniform: [0.01, 1.0]}}"
+    adaptive = changed(["search={algorithm: tpe}", "space={}", space])
+    with pytest.raises(ResourceError, match="CPU: wanted 5, the cluster has 3"):
+        search.check_room(adaptive, {"CPU": 3.0})
+    both = "space={learner.num_workers: {int: [1, 3]}, generator.replicas: {int: [1, 3]}}"
+    with pytest.raises(ResourceError, match="CPU: wanted 5"):
+        search.check_room(changed(["search={algorithm: tpe}", "space={}", both]), {"CPU": 4.0})
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -167,8 +179,37 @@ def test_optuna_suggests_points_and_takes_their_figures(sweep: SweepRecipe, algo
     assert suggested() == suggested()  # by the seed
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["search.algorithm=tpe", "tune.sampler={population_size: 6}"], r"tune\.sampler: TPESampler .*population_size"),
+        (["search.algorithm=nsga2", "tune.sampler={population_size: 1}"], r"tune\.sampler: NSGAIISampler"),
+        ([*STOPPING, "tune.scheduler={grace: 2}"], r"tune\.scheduler: Asha .*grace"),
+        ([*STOPPING, "tune.scheduler={grace_period: 9, max_t: 3}"], r"tune\.scheduler: Asha"),
+        (["tune.config={num_samples: 2}"], r"tune\.config\.num_samples: .*search\.trials"),
+        (["tune.config={tries: 2}"], r"tune\.config: TuneConfig .*tries"),
+    ],
+)
+def test_settings_that_tune_does_not_take_are_named_before_a_folder_is_made(
+    sweep: SweepRecipe, tmp_path: Path, overrides: list[str], says: str
+) -> None:
+    if "search.algorithm" in overrides[0]:
+        pytest.importorskip("optuna")
+    with pytest.raises(ConfigError, match=says):
+        search._tune_config(changed(overrides), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_asha_leaves_a_trial_alone_at_its_last_evaluation(sweep: SweepRecipe, tmp_path: Path) -> None:
+    scheduler = search._tune_config(changed([*STOPPING, "tune.scheduler={max_t: 2}"]), tmp_path).scheduler
+    one = SimpleNamespace(trial_id="one")
+    scheduler.on_trial_add(None, one)
+    told = [scheduler.on_trial_result(None, one, {"training_iteration": t, "reward": 1.0}) for t in (1, 2)]
+    assert told == ["CONTINUE", "CONTINUE"]  # its end, with a record that says done, is its own
+
+
 def test_asha_needs_a_job_that_reports_on_the_way(sweep: SweepRecipe) -> None:
-    stopping = changed(["metrics={}", "metrics={reward: max}", "scheduler=asha", "overrides={evaluate_every: 1}"])
+    stopping = changed(STOPPING)
     with pytest.raises(ConfigError, match=r"jobs/ppo\.py reports none before its end"):
         search.search(stopping, Path("runs"), Path(), resume=False, asked="", have={"CPU": 4.0})
 
@@ -192,7 +233,7 @@ def test_another_search_in_the_same_folder_is_refused_with_what_differs(sweep: S
         search._same(folder, changed(["overrides.steps=3"]), True)
     Path("base.yaml").write_text(BASE + "samples: 2\n")
     with pytest.raises(RunError, match=r"base\.yaml: samples: 1 -> 2"):
-        search._same(folder, sweep, True)
+        search._same(folder, changed([]), True)
 
 
 def test_what_changes_no_known_point_may_change(sweep: SweepRecipe, tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def test_figures_on_the_way_go_to_whoever_asked_and_into_the_record(sweep: Sweep
     assert trial.records(sweep, Path("sweep"))[0]["figures"] == {"reward": 2.0}
 
 
+def test_a_trial_that_is_read_back_says_as_much_on_the_way_as_when_it_ran(sweep: SweepRecipe) -> None:
+    Path("ppo.py").write_text(
+        "def run(recipe, plan, runs, resume, asked, on_evaluation):\n"
+        "    on_evaluation({'reward': 1.0})\n    on_evaluation({'reward': float('nan')})\n    return {'reward': 3.0}\n"
+    )
+    for _ in range(2):
+        told: list[Any] = []
+        assert run(sweep, 0, told) == {"reward": 3.0}
+        assert str(told) == "[{'reward': 1.0}, {'reward': nan}]"
+
+
 def test_a_job_that_reports_nothing_is_done_without_figures(sweep: SweepRecipe) -> None:
     Path("ppo.py").write_text("def run(recipe, plan, runs, resume, asked):\n    return None\n")
     assert run(sweep, 0) == {}

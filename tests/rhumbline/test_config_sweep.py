@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,22 @@ def test_a_random_search_of_a_finite_space_tries_nothing_twice(sweep_file: Path)
     assert len(everything) == 10
 
 
+def test_a_space_that_no_list_holds_is_drawn_from(sweep_file: Path) -> None:
+    space = "space={seed: {int: [0, 2000000000]}, learner.epochs: {int: [1, 4]}}"
+    sweep = load_sweep(sweep_file, ["space={}", space, "search={algorithm: random, trials: 5}"])
+    assert len({point["seed"] for point in sweep.points()}) == 5
+    assert sweep.points() == sweep.points()
+    assert {point["learner.epochs"] for point in sweep.points()} <= {1, 2, 3, 4}
+    few = load_sweep(sweep_file, ["search={algorithm: random, trials: 99, seed: 2}"])
+    assert sorted(map(str, few.points())) == sorted(map(str, few.grid()))  # every place is a point, and another one
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(sweep_file: Path) -> None:
+    sweep = load_sweep(sweep_file, ["space={}", "space={learner.lr: {values: [1e-5, 1e-4, 1.0e-3]}}"])
+    assert [point["learner.lr"] for point in sweep.points()] == [1e-5, 1e-4, 1e-3]
+    assert load_sweep(sweep_file, ["space={}", "space={directions.codec: {values: [dpa-int100]}}"]).points()
+
+
 def test_an_int_range_is_a_grid_with_both_ends(sweep_file: Path) -> None:
     sweep = load_sweep(sweep_file, ["space={}", "space={samples: {int: [2, 4]}}"])
     assert [p["samples"] for p in sweep.points()] == [2, 3, 4]
@@ -137,7 +154,18 @@ def test_values_may_be_anything_that_yaml_says(sweep_file: Path) -> None:
 
 def test_a_dumped_search_loads_again(sweep_file: Path) -> None:
     sweep = load_sweep(sweep_file)
-    assert SweepRecipe.model_validate(yaml.safe_load(dump(sweep))) == sweep
+    again = SweepRecipe.model_validate(yaml.safe_load(dump(sweep)))
+    assert again.model_dump() == sweep.model_dump()
+    assert again.trial(again.points()[3], "t") == sweep.trial(sweep.points()[3], "t")
+
+
+def test_a_recipe_that_is_edited_meanwhile_is_of_the_next_search(sweep_file: Path) -> None:
+    sweep = load_sweep(sweep_file)
+    before = sweep.trial(sweep.points()[0], "t")
+    (sweep_file.parents[1] / "base.yaml").write_text("not: [a recipe")
+    sent = pickle.loads(pickle.dumps(sweep))  # as Ray sends it to a trial
+    assert sweep.trial(sweep.points()[0], "t") == sent.trial(sent.points()[0], "t") == before
+    assert sweep.base() == sent.base()
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

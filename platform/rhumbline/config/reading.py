@@ -21,8 +21,14 @@ def read(
     path: str | Path, overrides: list[str] | tuple[str, ...] = (), example: str = "learner.lr=1e-5"
 ) -> dict[str, Any]:
     """Plain data of any kind of recipe, what it `extends` and the overrides laid in; not yet validated. Raises ConfigError."""
+    return laid_over(_read(Path(path), ()), overrides, example)
+
+
+def laid_over(
+    raw: dict[str, Any], overrides: list[str] | tuple[str, ...], example: str = "learner.lr=1e-5"
+) -> dict[str, Any]:
+    """The overrides over plain data that was read before, which stays as it is. Raises ConfigError."""
     laid = [parsed(override, example) for override in overrides]
-    raw = _read(Path(path), ())
     for over in laid:  # first, so that options given before the codec stand as well as those after it
         raw = _without_options(raw, over)
     for over in laid:

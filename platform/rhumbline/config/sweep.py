@@ -16,15 +16,17 @@ import itertools
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rhumbline.config.online import OnlineRecipe
-from rhumbline.config.reading import build, read
+from rhumbline.config.reading import build, laid_over, read
 from rhumbline.config.run import Run
 from rhumbline.config.sections import Section
 from rhumbline.config.soups import SoupRecipe
@@ -33,6 +35,7 @@ from rhumbline.errors import ConfigError, UserError, did_you_mean
 Point = dict[str, Any]  # dotted key -> value
 Reals = tuple[float, float]
 Whole = tuple[int, int]
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 FORMS = ("values", "uniform", "loguniform", "int")
 # Of trials, beside objective/<name>: `actors.summary.figures`. win_rate: where evaluation.win_rate is given.
 FIGURES = ("reward", "kl", "length", "hypervolume", "win_rate")
@@ -46,6 +49,14 @@ class Dimension(Section):
     loguniform: Reals | None = None
     int: Whole | None = None  # both ends belong to it
     simplex: tuple[str, str] | None = None  # the key takes {first: w, second: 1 - w}
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        """1e-4 is text in YAML 1.1, and a number wherever a recipe has one: here, where anything may stand, it is that too."""
+        if not isinstance(values, list):
+            return values
+        return [float(one) if isinstance(one, str) and _FLOAT.fullmatch(one) else one for one in values]
 
     @model_validator(mode="after")
     def _one_form(self) -> Dimension:
@@ -90,8 +101,10 @@ class Dimension(Section):
         return self.listed() if self.values is not None else list(self.int or self.uniform or self.loguniform or ())
 
     def draw(self, rng: random.Random) -> Any:
-        if self.finite:
-            return rng.choice(self.listed())
+        if self.values is not None:
+            return rng.choice(self.values)
+        if self.int is not None:
+            return rng.randint(*self.int)
         if self.uniform is not None:
             return rng.uniform(*self.uniform)
         assert self.loguniform is not None
@@ -134,6 +147,8 @@ class SweepRecipe(Section):
     scheduler: Literal["none", "asha"] = "none"
     max_concurrent: int = Field(1, gt=0)  # trials at a time; each holds its actors' resources
     tune: Tune = Tune()
+    # What `recipe` held when it was read first: a search takes hours, and whoever edits the file meanwhile means the next one.
+    _read: dict[str, Any] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepRecipe:
@@ -177,9 +192,25 @@ class SweepRecipe(Section):
             return self.grid()
         rng = random.Random(self.search.seed)
         if all(dimension.finite for dimension in self.space.values()):
-            every = self.grid()
-            return rng.sample(every, min(self.search.trials, len(every)))
+            sizes = [_size(dimension) for dimension in self.space.values()]  # their product may be beyond any list
+            count = math.prod(sizes)
+            return [self._at(place, sizes) for place in rng.sample(range(count), min(self.search.trials, count))]
         return [{key: d.draw(rng) for key, d in self.space.items()} for _ in range(self.search.trials)]
+
+    def _at(self, place: int, sizes: list[int]) -> Point:
+        """A point of the grid by its place in it."""
+        point: Point = {}
+        for (key, dimension), size in zip(reversed(self.space.items()), reversed(sizes), strict=True):
+            place, own = divmod(place, size)
+            point[key] = _value(dimension, own)
+        return {key: point[key] for key in self.space}
+
+    def largest(self) -> Point:
+        """The last value of a list, the upper end of a range, and of numbers the largest: what may ask for most."""
+        return {
+            key: max(probes) if all(isinstance(one, int | float) for one in probes) else probes[-1]
+            for key, probes in ((key, dimension.probes()) for key, dimension in self.space.items())
+        }
 
     def probes(self) -> list[Point]:
         """Points at which a fault of the space shows: listed values and both ends of ranges, one dimension at a time."""
@@ -207,15 +238,30 @@ class SweepRecipe(Section):
         return self._load([f"{key}={_yaml(value)}" for key, value in self.overrides.items()])
 
     def _load(self, overrides: list[str]) -> Run:
-        from rhumbline.config import JOBS, load
+        from rhumbline.config import JOBS, validate
 
-        job = str(read(self.recipe).get("job", "dpa"))
+        if self._read is None:
+            self._read = read(self.recipe)
+        job = str(self._read.get("job", "dpa"))
         if job not in JOBS:
             raise ConfigError(
                 f"{self.recipe} is of jobs/{job}.py (its key job), which trials cannot run.{did_you_mean(job, JOBS)} "
                 f"They run {', '.join(JOBS)}"
             )
-        return load(self.recipe, overrides, kind=JOBS[job])
+        return validate(laid_over(deepcopy(self._read), overrides), self.recipe, kind=JOBS[job])
+
+
+def _size(dimension: Dimension) -> int:
+    """How many values a finite dimension has."""
+    if dimension.values is not None:
+        return len(dimension.values)
+    assert dimension.int is not None, "a continuous dimension has no list"
+    return dimension.int[1] - dimension.int[0] + 1
+
+
+def _value(dimension: Dimension, place: int) -> Any:
+    """One of them."""
+    return dimension.values[place] if dimension.values is not None else (dimension.int or (0, 0))[0] + place
 
 
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepRecipe:

@@ -94,6 +94,16 @@ def page(
     good, lost = counted(trials, metrics), [trial for trial in trials if fault(trial, metrics)]
     ways = ", ".join(f"{figure} ({'more' if way == 'max' else 'less'} is better)" for figure, way in metrics.items())
     lines = [f"# Search {name}", "", f"{len(trials)} trials, {len(good)} count. Figures: {ways}.", "", f"    {command}"]
+    moved = [key for key in headings if key.startswith(("directions.", "rewards.")) or key.endswith(".weights")]
+    if moved and "reward" in metrics:
+        lines += [
+            "",
+            f"The reward is another scalar wherever {', '.join(moved)} differs: such trials do not compare by it.",
+        ]
+    lines += [
+        "",
+        "Figures are means over held-out prompts, without intervals, and the best is chosen by them: expect a little less.",
+    ]
     if chosen is not None:
         lines += ["", "## Best", "", f"Trial {chosen['number']} ({configuration(chosen, headings)}): {rule}."]
         lines += ["Its recipe, ready to run: `best.yaml`."]
