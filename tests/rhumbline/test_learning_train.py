@@ -253,7 +253,10 @@ def test_a_worker_without_a_share_makes_the_passes_of_those_that_have_one(policy
     asked: dict[int, list[bool]] = {0: [], 1: []}
     with packed_attention(model):
         for rank, seen in asked.items():
-            teach = lambda _teacher, chosen, _device, seen=seen: seen.append(chosen[0].teacher is not None)  # noqa: E731
+
+            def teach(_teacher: Any, chosen: Any, _device: Any, seen: list[bool] = seen) -> None:
+                seen.append(chosen[0].teacher is not None)
+
             monkeypatch.setattr(train, "_teach", teach)
             train._accumulate(engine, model, samples, 512, World(rank, 2))
     assert asked[0] == asked[1] == [False, True]  # under ZeRO 3 all must ask for the same weights

@@ -261,7 +261,10 @@ def _size(dimension: Dimension) -> int:
 
 def _value(dimension: Dimension, place: int) -> Any:
     """One of them."""
-    return dimension.values[place] if dimension.values is not None else (dimension.int or (0, 0))[0] + place
+    if dimension.values is not None:
+        return dimension.values[place]
+    assert dimension.int is not None, "a continuous dimension has no list"
+    return dimension.int[0] + place
 
 
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepRecipe:
