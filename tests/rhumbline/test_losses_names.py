@@ -123,7 +123,7 @@ def test_all_that_is_there_may_be_named() -> None:
     for name in GROUP_ADVANTAGES:
         check_update(config.Grpo(advantage=name), "grpo")
     for name in KL_ESTIMATORS:
-        check_update(config.Ppo(kl=config.Kl(estimator=name)), "ppo")
+        check_update(config.Ppo(kl=config.Kl(place="loss", estimator=name)), "ppo")
     for name in KL_CONTROLLERS:
         target = None if name == "fixed" else 3.0
         check_update(config.Ppo(kl=config.Kl(controller=name, target=target)), "ppo")
