@@ -103,6 +103,7 @@ def test_a_finished_run_resumes_to_the_same_end_at_once(undisturbed: tuple[Path,
     assert selected(runs) == kept
 
 
+@pytest.mark.slow
 def test_the_front_of_a_checkpoint_and_of_its_adapter(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     path, runs = undisturbed
     checkpoint = runs / "tiny" / "checkpoints" / "t=1"

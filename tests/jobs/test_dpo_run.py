@@ -53,6 +53,7 @@ def test_pairs_of_the_policy_s_own_samples(sampled: Path) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_kto_on_the_samples_of_another_run(sampled: Path, tmp_path: Path) -> None:
     other = sampled / "runs" / "prefer"
     path = recipe(tmp_path, **{**DPO, "store": {"run": str(other)}, "loss": {"kind": "kto", "undesirable_weight": 0.5}})
@@ -84,7 +85,7 @@ def test_pairs_of_people_under_the_profile_of_who_judged(tmp_path: Path) -> None
     ("changes", "says"),
     [
         ({"loss": {"kind": "dpoo"}}, "unknown loss 'dpoo' (loss.kind). Did you mean 'dpo'"),
-        ({"store": {"run": "nowhere"}}, "no run at nowhere"),
+        pytest.param({"store": {"run": "nowhere"}}, "no run at nowhere", marks=pytest.mark.slow),
         ({"iterations": 2, "store": {"run": "x"}}, "with pairs or store it is 1"),
     ],
 )

@@ -110,6 +110,7 @@ def test_every_step_is_sampled_by_the_version_before_it(undisturbed: tuple[Path,
     assert all(len(one.token_logprobs) == len(one.token_ids) for one in sampled(runs, 2))
 
 
+@pytest.mark.slow
 def test_grpo_for_one_unsaid_direction(tmp_path: Path) -> None:
     done = run(online(tmp_path, GRPO), tmp_path / "runs", job="grpo")
     assert done.returncode == 0, done.stdout + done.stderr
