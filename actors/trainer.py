@@ -27,6 +27,7 @@ def fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Pat
     """`TorchTrainer.fit` here, where signals arrive, while a thread looks at the steps."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     train: Any = ray.train  # its types are those of the older API
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # also how soon a reported checkpoint is committed
@@ -35,6 +36,14 @@ def fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Pat
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, _controller: Any) -> None:
             """The session's own stays: Ray's would be kept after the training, and end the job with 0."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without Ray's cleaner of placement groups (2.60): it looks for the controller at the dashboard that `auto`
+            finds. Where that is another cluster's on this machine, it takes a healthy training's workers away. The groups of
+            a job that ends are removed without it.
+            """
+            base: Any = super()  # typed as the older API's
+            return [one for one in base._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
 
     trainer: Any = Trainer(
         worker,

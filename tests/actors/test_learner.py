@@ -121,6 +121,20 @@ def test_it_trains_publishes_once_and_leaves_no_state_behind(
         assert distance([case.logprobs], [case.start]) > 0.01
 
 
+def test_no_cleaner_asks_another_cluster_whether_it_lives(tmp_path: Path) -> None:
+    """Ray's cleaner ended trainings as soon as a second cluster on the machine had the dashboard's usual port."""
+    workers: set[int] = set()
+    cleaners: set[int] = set()
+
+    def look(_: dict[str, Any]) -> None:
+        workers.update(_processes("ray::RayTrainWorker"))
+        cleaners.update(_processes("ray::PlacementGroupCleaner"))
+
+    assert run(tmp_path, settings(epochs=20), on_step=look)["steps"] == 120
+    assert workers  # so these are the titles that this Ray gives
+    assert not cleaners
+
+
 def test_a_fault_of_the_recipe_stops_it_at_once_with_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"learner\.deepspeed sets optimizer"):
         run(tmp_path, settings(engine="deepspeed", deepspeed={"optimizer": {"type": "Adam"}}))
@@ -148,7 +162,7 @@ def test_a_killed_worker_costs_the_steps_since_its_checkpoint_and_changes_nothin
     def kill_once(step: dict[str, Any]) -> None:
         figures.append(step)
         if step["learn/step"] >= 30 and not killed:
-            victim = max(_train_workers())
+            victim = max(_processes("ray::RayTrainWorker"))
             killed.append(victim)
             os.kill(victim, signal.SIGKILL)
 
@@ -216,7 +230,7 @@ def test_a_killed_worker_changes_nothing_about_a_reward_network(tmp_path: Path) 
 
     def kill_once(step: dict[str, Any]) -> None:
         if step["learn/step"] >= 30 and not killed:
-            killed.append(max(_train_workers()))
+            killed.append(max(_processes("ray::RayTrainWorker")))
             os.kill(killed[0], signal.SIGKILL)
 
     result = rewards(tmp_path, "killed", long, on_step=kill_once)
@@ -236,14 +250,14 @@ def test_deepspeed_trains_a_reward_network(tmp_path: Path, stage: int) -> None:
     assert many["final_loss"] == pytest.approx(one["final_loss"], rel=1e-2)
 
 
-def _train_workers() -> list[int]:
-    """Process ids of Ray Train's workers of this process's own cluster, by the title that Ray gives them.
+def _processes(title: str) -> list[int]:
+    """Process ids in this process's own cluster of what Ray gave a title that begins so.
 
     All processes of the fixture's cluster descend from this one; those of any other cluster on the machine do not.
     """
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
-            if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+            if " ".join(process.cmdline()).startswith(title):
                 found.append(process.pid)
     return found
