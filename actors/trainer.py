@@ -43,7 +43,9 @@ def fit(handed: dict[str, Any], learner: config.Learner, name: str, storage: Pat
             a job that ends are removed without it.
             """
             base: Any = super()  # typed as the older API's
-            return [one for one in base._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
+            return [
+                one for one in base._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)
+            ]
 
     trainer: Any = Trainer(
         worker,
