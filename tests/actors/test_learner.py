@@ -121,6 +121,7 @@ def test_it_trains_publishes_once_and_leaves_no_state_behind(
         assert distance([case.logprobs], [case.start]) > 0.01
 
 
+@pytest.mark.slow
 def test_no_cleaner_asks_another_cluster_whether_it_lives(tmp_path: Path) -> None:
     """Ray's cleaner ended trainings as soon as a second cluster on the machine had the dashboard's usual port."""
     workers: set[int] = set()
