@@ -300,6 +300,20 @@ def test_rival_servers_may_start_at_once(url: str) -> None:
         one.close()
 
 
+def test_a_new_file_that_another_server_turns_to_its_log_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "people.sqlite"
+    rival = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    rival.execute("BEGIN IMMEDIATE")  # SQLite refuses journal_mode=WAL at once here, whatever its busy_timeout
+    ending = threading.Timer(0.3, lambda: rival.execute("COMMIT"))
+    ending.start()
+    people = People(f"sqlite:///{file}")
+    ending.join()
+    people.save_profile("key1", "me", WEIGHTS)
+    assert rival.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    people.close()
+    rival.close()
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [

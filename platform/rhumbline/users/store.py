@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -381,8 +382,17 @@ def _with_password(url: sa.URL) -> sa.URL:
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # sqlite3 begins no transaction of its own: `_begin_sqlite` does
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={int(BUSY_S * 1000)}"):
-        connection.execute(f"PRAGMA {pragma}").close()
+    deadline = time.monotonic() + BUSY_S
+    for pragma in (f"busy_timeout={int(BUSY_S * 1000)}", "journal_mode=WAL", "synchronous=NORMAL"):
+        while True:
+            try:
+                connection.execute(f"PRAGMA {pragma}").close()
+                break
+            except sqlite3.OperationalError as e:
+                # Of two that turn a new file to WAL at once SQLite refuses one without waiting: each holds what the other needs.
+                if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
