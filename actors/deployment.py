@@ -298,7 +298,7 @@ def users_url(settings: Deploy) -> str | None:
     if url is None or not url.startswith(start) or url == start or ":memory:" in url:
         return url
     file = Path(url.removeprefix(start)).expanduser().absolute()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return f"{start}{file}"
 
 

@@ -205,6 +205,9 @@ def questions_of(served: Served) -> list[QuizItem]:
     """What the quiz asks: answers of these very weights that the run has scored; none without a run, or with too few."""
     if served.run is None:
         return []
+    if not served.scored:
+        logger.warning("no quiz: %s has no evaluation of this checkpoint", served.run)
+        return []
     try:
         return items_from_run(served.run, stages=served.scored, contract=served.steering, default=served.default)
     except DataError as e:

@@ -133,16 +133,27 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     started: list[str] = []
     try:
         for app in plan.apps[:-1]:
-            if now.get(app.name) == "RUNNING":
-                say(f"keep    {app.name}")
-                continue
-            started.append(app.name)
-            _start(app, say, START_S)
+            match now.get(app.name):
+                case "RUNNING":
+                    say(f"keep    {app.name}")
+                case "UNHEALTHY":  # begun again, Serve would replace the replicas that answer as well
+                    say(f"keep    {app.name}, some of whose replicas have died: Serve replaces them")
+                case "DEPLOYING":  # by an earlier call, which may be under way
+                    say(f"wait    {app.name}")
+                    _wait(app, START_S)
+                case _:
+                    started.append(app.name)
+                    _start(app, say, START_S)
     except BaseException:
         _delete(started)
         raise
     try:
-        _switch(plan, None if replaced else before, say)
+        try:
+            _switch(plan, say)
+        except BaseException:
+            if before is not None and not replaced:
+                _switch_back(plan, before, say)
+            raise
     except BaseException:
         if not replaced:  # there, nothing older is left to go back to
             _delete([*started, *([] if plan.ingress.name in now else [plan.ingress.name])])
@@ -152,17 +163,24 @@ def roll_out(plan: Plan, settings: Deploy, say: Any = print) -> None:
     _stop(old, plan, say)
 
 
-def _switch(plan: Plan, before: Mapping[str, Any] | None, say: Any) -> None:
-    """Give the ingress its new setting. Raises ResourceError where it fails or refuses; then `before` is put back."""
-    try:
-        _start(plan.ingress, say, INGRESS_S, route_prefix="/", user_config=dict(plan.setting))
-        refused = next((told["refusal"] for told in _states(plan).values() if told["refusal"] is not None), None)
-        if refused is not None:
-            raise ResourceError(f"{plan.ingress.name} keeps its setting, the new one was refused: {refused}")
-    except ResourceError:
-        if before is not None:
-            serve_internals.begin(built(plan.ingress, user_config=dict(before)), plan.ingress.name, "/")
-        raise
+def _switch(plan: Plan, say: Any) -> None:
+    """Give the ingress its new setting. Raises ResourceError where it fails or a replica refuses."""
+    _start(plan.ingress, say, INGRESS_S, route_prefix="/", user_config=dict(plan.setting))
+    refused = next((told["refusal"] for told in _states(plan).values() if told["refusal"] is not None), None)
+    if refused is not None:
+        raise ResourceError(f"{plan.ingress.name} keeps its setting, the new one was refused: {refused}")
+
+
+def _switch_back(plan: Plan, before: Mapping[str, Any], say: Any) -> None:
+    """Put the setting back that was in force, and wait: of several replicas some may have taken the new one, and send their
+    requests to the policy that is about to be taken away.
+    """
+    until = time.monotonic() + INGRESS_S
+    with contextlib.suppress(ResourceError):  # the caller raises why the new setting failed
+        _start(plan.ingress, say, INGRESS_S, route_prefix="/", user_config=dict(before))
+        while time.monotonic() < until and any(told["setting"] != before for told in _states(plan).values()):
+            time.sleep(0.5)
+        _quiet(plan)
 
 
 def _states(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -234,11 +252,17 @@ def _delete(names: Sequence[str]) -> None:
 
 def _start(app: App, say: Any, timeout_s: float, route_prefix: str | None = None, **extra: Any) -> None:
     """Run an application and wait until it does. Raises ResourceError where it fails or takes too long."""
-    from ray import serve
-
     say(f"start   {app.name}")
     began = time.monotonic()
     serve_internals.begin(built(app, **extra), app.name, route_prefix)
+    _wait(app, timeout_s)
+    say(f"ready   {app.name} after {time.monotonic() - began:.0f} s")
+
+
+def _wait(app: App, timeout_s: float) -> None:
+    from ray import serve
+
+    began = time.monotonic()
     while True:
         status = serve.status().applications.get(app.name)
         if status is not None and status.status == "RUNNING":
@@ -252,4 +276,3 @@ def _start(app: App, say: Any, timeout_s: float, route_prefix: str | None = None
                 f"{app.name} {f'is not up after {timeout_s:g} s' if late else 'did not start'}: {why.strip()}"
             )
         time.sleep(0.2)
-    say(f"ready   {app.name} after {time.monotonic() - began:.0f} s")

@@ -98,6 +98,8 @@ def populations(counts: list[int], persons: int, seed: int) -> Rows:
         for law, manner in kinds:
             trial = tell(Setting(objectives=K, law=law, manner=manner, persons=persons, seed=seed))
             rows += [summary(trial)[-1], at_stop(trial)]
+        trial = tell(Setting(objectives=K, ties=True, persons=persons, seed=seed))  # offered, and never called
+        rows += [summary(trial)[-1], at_stop(trial)]
     return rows
 
 

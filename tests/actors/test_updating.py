@@ -91,6 +91,7 @@ class FakeServe:
         self.fails: set[str] = set()
         self.refusal: str | None = None
         self.setting: dict[str, Any] = {"version": "old"}
+        self.behind = 0  # how often a replica still tells the setting before
         self.leaving = 0  # how often replicas are still said to be stopping
         self.log: list[str] = []
         monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=self._applications()))
@@ -113,6 +114,7 @@ class FakeServe:
         self.log.append(f"begin {name} {config.get('version', '')}".strip())
         self.now[name] = "DEPLOY_FAILED" if name in self.fails else "RUNNING"
         if route_prefix == "/" and name not in self.fails and (self.refusal is None or config == self.setting):
+            self.behind = 2 if self.refusal else 0
             self.setting = config
 
     def _delete(self, name: str, _blocking: bool = True) -> None:
@@ -127,9 +129,12 @@ class FakeServe:
 
     def _state(self) -> Any:
         self.asked = not getattr(self, "asked", False)  # Serve chooses the replica
+        self.behind -= 1
+        if self.behind >= 0:
+            self.log.append("behind")
         told = {
             "replica": "r1" if self.asked else "r2",
-            "setting": self.setting,
+            "setting": {"version": "new"} if self.behind >= 0 else self.setting,
             "refusal": self.refusal,
             "retiring": 0,
         }
@@ -169,8 +174,44 @@ def test_a_refused_setting_leaves_the_old_policy_in_force(monkeypatch: pytest.Mo
         ResourceError, match="keeps its setting, the new one was refused: UserError: no such checkpoint"
     ):
         updating.roll_out(plan(), load_deploy(), quiet)
-    assert serve.log == ["begin smol--new", "begin smol new", "begin smol old", "delete smol--new"]
+    # replicas that took the new setting send requests to the new policy: it goes when all have the old one again
+    assert serve.log == ["begin smol--new", "begin smol new", "begin smol old", "behind", "behind", "delete smol--new"]
     assert serve.setting == {"version": "old"}
+
+
+def test_an_interrupted_switch_is_taken_back_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__old="RUNNING")
+    begin, state = serve._begin, serve._state
+
+    def interrupted() -> Any:
+        monkeypatch.setattr("ray.serve.get_deployment_handle", handle(state))
+        raise KeyboardInterrupt
+
+    def handle(remote: Any) -> Any:
+        return lambda *_: SimpleNamespace(state=SimpleNamespace(remote=remote))
+
+    def beginning(config: dict[str, Any], name: str, route_prefix: str | None) -> None:
+        begin(config, name, route_prefix)
+        if config.get("version") == "new":
+            monkeypatch.setattr("ray.serve.get_deployment_handle", handle(interrupted))
+
+    monkeypatch.setattr(serve_internals, "begin", beginning)
+    with pytest.raises(KeyboardInterrupt):
+        updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.log == ["begin smol--new", "begin smol new", "begin smol old", "delete smol--new"]
+
+
+@pytest.mark.parametrize("state", ["UNHEALTHY", "DEPLOYING"])
+def test_a_policy_that_is_there_is_neither_begun_again_nor_taken_away(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = FakeServe(monkeypatch, smol="RUNNING", smol__new=state)
+    serve.refusal = "UserError: broken"
+    monkeypatch.setattr(updating, "START_S", 0.3)
+    with pytest.raises(ResourceError, match="broken" if state == "UNHEALTHY" else r"smol--new is not up after 0.3 s"):
+        updating.roll_out(plan(), load_deploy(), quiet)
+    assert serve.now["smol--new"] == state
+    assert "begin smol--new" not in serve.log
 
 
 def test_an_ingress_that_never_came_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
@@ -172,13 +171,21 @@ def _key(served: Served) -> dict[str, str]:
 # --- what happens to a server -----------------------------------------------------------------------------------------
 
 
+class Told(NamedTuple):
+    """One request of `Traffic`."""
+
+    began: float  # time.monotonic()
+    ended: float
+    outcome: str
+
+
 @dataclass
 class Traffic:
     """Streams of requests from threads, each asked again as soon as it is answered; every outcome is kept."""
 
     served: Served
     clients: int = 3
-    answers: list[tuple[float, str]] = field(default_factory=list)  # when it ended, what it was
+    answers: list[Told] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -195,16 +202,21 @@ class Traffic:
             thread.join(300)
 
     def count(self, what: str) -> int:
-        return sum(outcome == what for _, outcome in list(self.answers))
+        return sum(one.outcome == what for one in list(self.answers))
 
-    def failures(self) -> Counter[str]:
-        return Counter(outcome for _, outcome in self.answers if outcome != "ok")
+    def failures(self) -> list[Told]:
+        return [one for one in list(self.answers) if one.outcome != "ok"]
+
+    def answered(self, after: float) -> bool:
+        """Whether a request that began after that time was answered."""
+        return any(one.began > after and one.outcome == "ok" for one in list(self.answers))
 
     def _ask(self) -> None:
         with httpx.Client(timeout=290, headers=_key(self.served)) as http:
             while not self._stop.is_set():
+                began = time.monotonic()
                 outcome = self._one(http)
-                self.answers.append((time.monotonic(), outcome))
+                self.answers.append(Told(began, time.monotonic(), outcome))
                 if outcome != "ok":
                     self._stop.wait(1.0)
 
@@ -238,12 +250,8 @@ def test_a_killed_policy_fails_its_own_requests_alone_and_comes_back(served: Ser
         os.kill(call(served.policy, "policy", "pid"), signal.SIGKILL)
         killed = time.monotonic()
         until(lambda: traffic.failures(), "the requests under way to fail")
-        until(
-            lambda: any(when > killed + 5 and what == "ok" for when, what in list(traffic.answers)),
-            "answers from the next replica",
-        )
-    failures = traffic.failures()
-    assert all(what.startswith("retryable") for what in failures), failures
+        until(lambda: traffic.answered(after=killed), "answers from the next replica")
+    assert all(one.outcome.startswith("retryable") for one in traffic.failures()), traffic.failures()
     assert served.whole().choices[0].message.content
 
 
@@ -251,12 +259,19 @@ def test_a_killed_ingress_is_replaced(served: Served) -> None:
     with Traffic(served) as traffic:
         os.kill(call(NAME, "ingress", "pid"), signal.SIGKILL)
         killed = time.monotonic()
-        until(
-            lambda: any(when > killed + 5 and what == "ok" for when, what in list(traffic.answers)),
-            "answers through the next ingress",
-        )
+        until(lambda: traffic.answered(after=killed), "answers through the next ingress")
+        back = min(one.began for one in traffic.answers if one.began > killed and one.outcome == "ok")
+        more = traffic.count("ok") + 6
+        until(lambda: traffic.count("ok") >= more, "answers that follow")
     # What Serve's proxy says is its own: a 5xx as plain text, or a cut stream; docs/serving.md names them.
-    assert all(what.startswith(("retryable", "cut", "wrong 5")) for what in traffic.failures()), traffic.failures()
+    assert all(one.outcome.startswith(("retryable", "cut", "wrong 5")) for one in traffic.failures()), (
+        traffic.failures()
+    )
+    assert all(killed < one.ended and one.began < back for one in traffic.failures()), (
+        killed,
+        back,
+        traffic.failures(),
+    )
     assert served.whole().choices[0].message.content
 
 
@@ -281,6 +296,23 @@ def test_an_update_without_room_for_two_is_refused_and_changes_nothing(served: S
     assert "room for both versions at once" in done.stderr
     assert served.policy == before
     assert served.whole().choices[0].message.content
+
+
+def test_of_two_replicas_one_dies_with_its_requests_and_the_other_answers(served: Served) -> None:
+    done = served.cluster.deploy("embedded", f"name={NAME}", "policy.replicas=2", "update=replace")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Traffic(served, clients=6) as traffic:
+        os.kill(call(served.policy, "policy", "pid"), signal.SIGKILL)
+        killed = time.monotonic()
+        until(traffic.failures, "the requests of the dead replica to fail")
+        until(lambda: traffic.answered(after=killed + 2), "answers of the other replica")
+        again = time.monotonic()
+    under_way = [one for one in traffic.answers if one.began < killed < one.ended]
+    failures = traffic.failures()
+    assert again - killed < 40, "a new replica, not the other one, may have answered"
+    assert all(one.outcome.startswith("retryable") for one in failures), failures
+    assert all(one in under_way for one in failures), (killed, failures)  # no request that began later
+    assert any(one.outcome == "ok" for one in under_way), under_way
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

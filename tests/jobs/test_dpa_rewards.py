@@ -25,7 +25,7 @@ from tests.jobs.dpa_runs import recipe, run
 from tests.rhumbline.reward_tasks import recipe_of, task_of
 from tests.rhumbline.rewards_fakes import ask, tiny_backbone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 DATA = {"path": "not read", "licence": "CC0"}
 NETWORK = {"max_tokens": 320, "max_response_tokens": 60}

@@ -163,11 +163,6 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def slow(test: Callable[..., None]) -> Callable[..., None]:
-    """Two runs or more, each with a Ray cluster of its own: about a minute together where nothing else runs."""
-    return pytest.mark.slow(pytest.mark.timeout(900)(test))
-
-
 def reach(driver: Driver, home: Path, moment: str) -> None:
     driver.until(lambda: MOMENTS[moment](home), moment)
 
@@ -211,7 +206,7 @@ def resumed_at(home: Path) -> int:
     return int(learned["resumed_at"])
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "signum", "code", "state"),
     [
@@ -242,7 +237,7 @@ def test_a_stopped_or_killed_driver_loses_no_finished_work(
         assert resumed_at(home) >= 1
 
 
-@slow
+@pytest.mark.slow
 def test_a_run_outlives_a_killed_scorer_a_killed_worker_of_the_learner_and_a_killed_generator(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -276,7 +271,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["sampling", "learning"])
 def test_a_full_disk_ends_the_run_and_costs_no_finished_work(
     undisturbed: tuple[Path, Path], small_disk: Path, moment: str
@@ -296,7 +291,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_finished_work(
     goes_on_as_if_nothing_had_been(undisturbed, runs)
 
 
-@slow
+@pytest.mark.slow
 def test_the_quickstart_stops_its_job_goes_on_with_it_and_makes_no_run_of_another_recipe(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:

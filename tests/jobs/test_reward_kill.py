@@ -16,7 +16,7 @@ from rhumbline.rewards.trained import Schema
 from tests.jobs.dpa_runs import Driver, start
 from tests.rhumbline.rewards_fakes import tiny_backbone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 # Of a result: what a stopped training cannot have in common with a calm one.
 OWN = {"checkpoint", "adapter", "seconds", "tokens_per_s", "resumed_at"}

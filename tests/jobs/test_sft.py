@@ -301,7 +301,6 @@ def test_nothing_is_measured_where_nothing_is_held_out(recipe: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_ray_gives_the_same_stages(recipe: Path, trained: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "jobs" / "sft.py", "--recipe", recipe, "--out", tmp_path / "ray"],

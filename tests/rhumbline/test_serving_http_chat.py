@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from starlette.testclient import TestClient
 
 from rhumbline.directions import angle_between_deg
 from rhumbline.serving.app import create_app
+from rhumbline.serving.prompt import Guard
 from rhumbline.serving.protocols import UNNAMED, EngineError
 from rhumbline.serving.settings import Settings
 from rhumbline.users.store import People
@@ -226,6 +229,28 @@ def test_no_text_of_a_client_changes_the_direction(client: TestClient, engine: F
     assert "weighted rating =" not in everything
 
 
+def test_long_tools_are_cleaned_beside_the_loop(
+    client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside: list[str] = []
+    cleaned = Guard.clean
+
+    def clean(guard: Guard, text: str) -> str:
+        if len(text) > 10_000:
+            aside.append(threading.current_thread().name)
+        return cleaned(guard, text)
+
+    monkeypatch.setattr(Guard, "clean", clean)
+    long = "do this " * 4_000 + "<|im_start|>"
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": long})}}
+    messages = [*REQUEST["messages"], {"role": "assistant", "tool_calls": [call]}, REQUEST["messages"][0]]
+    tool = {"type": "function", "function": {"name": "f", "description": long}}
+    assert ask(client, messages=messages, tools=[tool]).status_code == 200
+    assert len(aside) >= 2
+    assert all(name.startswith("AnyIO worker thread") for name in aside)
+    assert "<|im_start|>" not in str(engine.requests[0]["tools"]) + str(engine.requests[0]["messages"][1:])
+
+
 def test_best_of_returns_the_answer_of_the_largest_value(
     client: TestClient, engine: FakeEngine, rewards: FakeRewards
 ) -> None:
@@ -345,6 +370,9 @@ def test_a_bound_profile_steers_requests_that_say_nothing(engine: FakeEngine, tm
         assert (said["source"], said["effective"]) == ("profile", weights)
         assert ask(client, steering={"preset": "balanced"}).json()["steering"]["source"] == "body"
         assert ask(client, steering={"profile": "me"}).json()["steering"]["source"] == "body"
+        both = {"messages": REQUEST["messages"], "directions": [{}, {"profile": "me"}]}
+        results = client.post("/v1/steering/compare", json=both).json()["results"]
+        assert [one["steering"]["source"] for one in results] == ["default", "body"]  # each says its own
         client.delete("/v1/steering/profiles/me")
         assert ask(client).json()["steering"]["source"] == "default"
 

@@ -101,6 +101,13 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
         400,
         "too_long",
     ),
+    "500,000 characters of a tool": (
+        b'{%s, "tools": [{"type": "function", "function": {"name": "f", "description": "%s"}}]}'
+        % (HELLO, b"x" * 500_000),
+        400,
+        "too_long",
+    ),
+    "500,000 characters of a tool's arguments": (called(json.dumps({"a": "x" * 500_000})), 400, "too_long"),
     "a tool's arguments of 100,000 levels": (called("[" * 100_000), 400, "invalid_messages"),
     "a tool's arguments of 450 objects": (called('{"a":' * 450 + "1" + "}" * 450), 400, "invalid_messages"),
     "a tool's arguments with NaN": (called('{"a": NaN}'), 400, "invalid_messages"),

@@ -74,10 +74,18 @@ def test_models_lists_the_base_and_its_presets(client: TestClient) -> None:
     card = client.get("/v1/models/smol@concise").json()
     assert card["parent"] == "smol"
     assert card["metadata"]["preset"] == {"helpfulness": 0.8, "verbosity": -0.6}
+    assert (card["owned_by"], card["metadata"]["range"]) == ("local", {})
     assert client.get("/v1/models/smol@helpfulness=0.8,verbosity=-0.6").status_code == 200
     missing = client.get("/v1/models/smoll")
     assert missing.status_code == 404
     assert "Did you mean 'smol'?" in missing.json()["error"]["message"]
+
+
+def test_a_model_card_has_the_usual_scores(engine: FakeEngine) -> None:
+    model = served(ranges={"helpfulness": (40.0, 50.0, 60.0), "verbosity": (20.0, 30.0, 45.0)})
+    app = create_app(model, engine, rewards=None, keys=None, people=None, settings=Settings())
+    card = TestClient(app).get("/v1/models/smol").json()
+    assert card["metadata"]["range"] == {"helpfulness": [40.0, 50.0, 60.0], "verbosity": [20.0, 30.0, 45.0]}
 
 
 def test_a_model_whose_name_has_a_slash_is_found(engine: FakeEngine) -> None:
@@ -223,6 +231,11 @@ def test_compare_answers_one_prompt_in_several_directions(client: TestClient, en
         ("all", "directions"),
         ([{}, {"preset": 3}], "directions.1.preset"),
         ([{}, {"weigths": {}}], "directions.1.weigths"),
+        ([{}, {"weights": {"helpfullness": 1}}], "directions.1.weights.helpfullness"),
+        ([{}, {"weights": {"helpfulness": 0}}], "directions.1.weights"),
+        ([{"preset": "consise"}, {}], "directions.0.preset"),
+        ([{}, {"degrees": 170, "out_of_range": "error"}], "directions.1"),
+        ([{}, {"profile": "nobody"}], "directions.1.profile"),
         ([{}, {"best_of": 17}], "directions.1.best_of"),
         ([{"best_of": 16}, {"best_of": 16}, {}], "n"),
     ],
@@ -283,6 +296,18 @@ def test_a_quiz_finds_a_person_and_becomes_the_keys_direction(client: TestClient
     more = client.post(f"/v1/steering/quiz/{state['id']}/more").json()
     assert more["question"] is not None
     client.delete("/v1/steering/profiles/me")
+
+
+def test_a_quiz_may_repeat_its_first_question(client: TestClient) -> None:
+    state = client.post("/v1/steering/quiz", json={"seed": 1, "repeat_after": 2}).json()
+    path, first = f"/v1/steering/quiz/{state['id']}/answer", state["question"]
+    assert state["estimate"]["consistent"] is None
+    for choice in ("a", "b"):
+        state = client.post(path, json={"question": state["question"]["index"], "choice": choice}).json()
+    assert (state["question"]["a"], state["question"]["b"]) == (first["b"], first["a"])
+    state = client.post(path, json={"question": 2, "choice": "b"}).json()
+    assert state["estimate"]["consistent"] is True
+    assert client.post("/v1/steering/quiz", json={"repeat_after": 0}).status_code == 400
 
 
 def test_a_quiz_refuses_what_does_not_fit(client: TestClient) -> None:

@@ -53,6 +53,14 @@ def test_a_run_is_served_by_its_newest_finished_checkpoint_with_what_it_measured
     assert pickle.loads(pickle.dumps(found)) == found
 
 
+def test_what_the_policy_before_has_said_is_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    path = run(tmp_path)
+    (path / "evaluation/t=2/scores").rename(path / "iterations/t=2/scores")  # answers that t=2 has learned from
+    found = opened(path)
+    assert (found.folder.name, found.scored) == ("t=2", ())
+    assert found.ranges == dict.fromkeys(NAMES, (40.0, 50.0, 60.0))  # of its calibration
+
+
 def test_a_checkpoint_may_be_chosen_by_number_or_by_folder(tmp_path: Path) -> None:
     path = run(tmp_path)
     by_number, by_folder = opened(path, checkpoint=1), opened(path / "checkpoints/t=1", name="other")

@@ -225,7 +225,7 @@ def test_the_state_that_the_api_shows() -> None:
         "b": state["question"]["b"],
     }
     assert state["question"]["prompt"].startswith("Why ")
-    assert set(state["estimate"]) == {"direction", "half_angle_deg", "asked"}
+    assert set(state["estimate"]) == {"direction", "half_angle_deg", "asked", "consistent"}
     assert set(state["estimate"]["direction"]) == {"helpfulness", "verbosity"}
     assert state["estimate"]["half_angle_deg"] == pytest.approx(40.5, abs=1.5)  # 90% of an even arc of +-45
     assert (state["done"], state["reason"], state["limit"]) == (False, None, 6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -327,6 +328,20 @@ def test_a_new_file_that_another_server_turns_to_its_log_is_waited_for(tmp_path:
 def test_urls_that_cannot_be_used_are_named(wrong: str, match: str) -> None:
     with pytest.raises(StoreError, match=match):
         People(wrong)
+
+
+def test_nobody_else_may_read_a_new_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "people.sqlite"
+    before = os.umask(0o022)
+    try:
+        with People(f"sqlite:///{file}") as people:
+            people.save_profile("key1", "me", WEIGHTS)
+            modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in [file.parent, *file.parent.iterdir()]}
+    finally:
+        os.umask(before)
+    assert modes.pop("new") == 0o700
+    assert "people.sqlite-wal" in modes
+    assert set(modes.values()) == {0o600}
 
 
 def test_a_password_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def test_differences_are_paired() -> None:
 def test_the_model_is_told_what_the_setting_says() -> None:
     assert Setting(objectives=2).model.ties is False
     assert Setting(objectives=2, manner="with_ties").model.ties is True
+    assert Setting(objectives=2, ties=True).model.ties is True
     known = Setting(objectives=2, manner="noisy", beta_known=True).model
     assert (known.beta, known.beta_spread, known.lapse, known.nu) == (1.5, 0.0, 0.05, 0.5)
     assert Setting(objectives=4).limit == 12

@@ -38,9 +38,11 @@ def model_cards(served: Served, created: int) -> list[Card]:
 def model_card(served: Served, model: str, created: int) -> Card:
     """GET /v1/models/{model}, for the base, a preset, or an inline form that the caller has resolved before."""
     base, said = split(model)
-    card: Card = {"id": model, "object": "model", "created": created, "owned_by": "rhumbline"}
+    card: Card = {"id": model, "object": "model", "created": created, "owned_by": "local"}
+    ranges = served.ranges or {}
     metadata: Card = {
         "objectives": list(served.names),
+        "range": {name: list(ranges[name]) for name in served.names if name in ranges},
         "trained_region": {"axis": list(served.cone.axis), "half_angle_deg": served.cone.half_angle_deg},
         "default": dict(zip(served.names, served.default, strict=True)),
         "template_version": served.template_version,

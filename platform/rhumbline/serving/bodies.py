@@ -200,6 +200,10 @@ class QuizBody(Strict):
     """POST /v1/steering/quiz."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    repeat_after: Annotated[int, Field(ge=1, le=60)] | None = Field(
+        None,
+        description="After so many answers the first question comes again, sides swapped: is the person consistent?",
+    )
 
 
 class AnswerBody(Strict):

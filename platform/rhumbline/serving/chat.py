@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from rhumbline.serving import echo, exchange
 from rhumbline.serving.answers import Asked, answer, chat_text, positive, possible
 from rhumbline.serving.bodies import ChatBody, ChatMessage, Json, Sampling, for_engine
+from rhumbline.serving.defuse import strings
 from rhumbline.serving.errors import ApiError, documented
 from rhumbline.serving.prompt import turns
 from rhumbline.serving.protocols import UNNAMED, Body
@@ -64,12 +65,15 @@ async def conversation(
     service.bounded("messages", len(messages), service.settings.max_messages)
     said = [message.turn() for message in messages]
     plain = turns(said)
-    service.text_fits(*(message.content for message in plain))
+    tools, calls = fields.get("tools"), [one["tool_calls"] for one in said if "tool_calls" in one]
+    service.text_fits(*(message.content for message in plain), *strings([tools, calls]))
     about = exchange.of(request.scope)
     if service.settings.log_text:
         about.text = {"messages": said}
 
     defused = await service.defused(request, said)
+    if tools is not None:
+        fields = {**fields, "tools": await service.cleaned(request, tools)}
 
     def render(line: str | None) -> Body:
         started = time.perf_counter()
@@ -114,7 +118,4 @@ def note(text: dict[str, Any] | None, reply: Body) -> None:
 
 def _fields(service: Service, body: ChatBody) -> Json:
     service.bounded("max_completion_tokens", body.max_completion_tokens, service.settings.max_tokens)
-    fields = bounded_answer(service, sampling(service, body))
-    if "tools" in fields:  # templates write them into the system message
-        fields["tools"] = service.guard.clean_all(fields["tools"])
-    return fields
+    return bounded_answer(service, sampling(service, body))

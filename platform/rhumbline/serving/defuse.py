@@ -13,7 +13,7 @@ are respelled, not those of the served one alone: a policy may have been trained
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -103,6 +103,19 @@ class Guard:
     @cached_property
     def _rules(self) -> list[Rule]:
         return [*_of_marks(self.marks), *_of_lines(self.codec.objectives)]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in JSON, keys included: what `clean_all` would read."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from strings(key)
+            yield from strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from strings(one)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def routes(service: Service) -> APIRouter:
     async def model(id: str, request: Request) -> Any:
         alias = service.base(id)
         if alias is not None:
-            await service.settle(request, alias=alias, header=False)  # refuses what no request could ask for
+            await service.settle(request, alias=alias, alone=False)  # refuses what no request could ask for
         return model_card(service.served, id, service.created)
 
     return router

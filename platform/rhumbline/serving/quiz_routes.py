@@ -70,7 +70,7 @@ def routes(service: Service) -> APIRouter:
         quiz_id = uuid.uuid4().hex
 
         def work() -> Json:
-            quiz = Quiz.start(service.served.cone, service.questions, seed)
+            quiz = Quiz.start(service.served.cone, service.questions, seed, repeat_after=body.repeat_after)
             people.save_quiz(owner, quiz_id, quiz.to_dict())
             return quiz.state()
 

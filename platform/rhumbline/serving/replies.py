@@ -154,6 +154,7 @@ class EstimateCard(BaseModel):
     direction: Weights
     half_angle_deg: float
     asked: int
+    consistent: bool | None = Field(description="Whether a repeated question was answered alike; null: none was.")
 
 
 class QuizState(Open):

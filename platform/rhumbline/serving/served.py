@@ -192,7 +192,8 @@ def _from_folder(folder: Path, run: Path | None, name: str, check_base: bool) ->
     label = place.name if place.name.startswith("t=") else f"t={contract.iteration}"
     job = next(job for job, kind in config.JOBS.items() if isinstance(recipe, kind))
     served = replace(served, method=served.method if served.method == "steerlm" else job)
-    return _measured(served, run, recipe, label, [f"evaluation/{label}/scores", f"iterations/{label}/scores"])
+    # iterations/t=N holds answers of the policy before, which became this one by learning from them.
+    return _measured(served, run, recipe, label, [f"evaluation/{label}/scores"])
 
 
 def _from_soups(run: Path, recipe: SoupRecipe, name: str) -> Served:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +20,7 @@ from rhumbline.directions import Direction
 from rhumbline.errors import did_you_mean
 from rhumbline.serving import access_log, exchange, metrics
 from rhumbline.serving.alias import split
+from rhumbline.serving.defuse import strings
 from rhumbline.serving.echo import weights
 from rhumbline.serving.errors import ApiError
 from rhumbline.serving.limits import Limiter
@@ -34,6 +35,7 @@ from rhumbline.users.pool import QuizItem
 from rhumbline.users.store import People, PeopleError, Profile
 
 LONG_CHARS = 20_000  # of a conversation that is made harmless in a thread: milliseconds
+T = TypeVar("T")
 BOUND_FRESH_S = 5.0  # how long a key's binding is believed; another replica may have changed it
 
 
@@ -65,11 +67,14 @@ class Service:
         metadata: Mapping[str, str] | None = None,
         verbosity: str | None = None,
         alias: str | None = None,
-        header: bool = True,
+        alone: bool = True,
     ) -> Resolved:
-        """The direction of a request, noted for the log and the metrics. Raises SteeringRefused, ApiError."""
+        """The direction of a request, noted for the log and the metrics. Raises SteeringRefused, ApiError.
+
+        alone: False for one of several directions of a request; then the body alone says it, without header and bound profile.
+        """
         about = exchange.of(request.scope)
-        said = request.headers.getlist("x-steering") if header else []
+        said = request.headers.getlist("x-steering") if alone else []
         if len(said) > 1:
             raise ApiError(
                 400,
@@ -77,7 +82,7 @@ class Service:
                 param="X-Steering",
                 code="ambiguous_direction",
             )
-        profile = await self.bound_profile(about.owner)
+        profile = await self.bound_profile(about.owner) if alone else None
         profiles = {} if profile is None else {profile.name: profile.weights}
         if body is not None and body.profile is not None and body.profile not in profiles:
             profiles |= await self._profile(about.owner, body.profile)
@@ -103,10 +108,18 @@ class Service:
         about.steering_s = (about.steering_s or 0.0) + time.perf_counter() - started
 
     async def defused(self, request: Request, messages: Sequence[Mapping[str, Any]]) -> Defused:
-        """A conversation made harmless, long ones beside the loop that everybody else waits for."""
+        """A conversation made harmless."""
+        return await self._aside(request, messages, partial(Defused.of, messages, self.guard))
+
+    async def cleaned(self, request: Request, tools: list[Any]) -> list[Any]:
+        """Tools made harmless, which chat templates write into the system message."""
+        return await self._aside(request, tools, partial(self.guard.clean_all, tools))
+
+    async def _aside(self, request: Request, said: Sequence[Any], work: Callable[[], T]) -> T:
+        """Work on what a client said; on much of it beside the loop that everybody else waits for."""
         started = time.perf_counter()
-        long = sum(len(str(message.get("content"))) for message in messages) > LONG_CHARS
-        out = await run_in_threadpool(Defused.of, messages, self.guard) if long else Defused.of(messages, self.guard)
+        long = sum(map(len, strings(list(said)))) > LONG_CHARS
+        out = await run_in_threadpool(work) if long else work()
         self.spent(request, started)
         return out
 

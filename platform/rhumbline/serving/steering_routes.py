@@ -16,6 +16,7 @@ from rhumbline.serving.choose import best
 from rhumbline.serving.echo import weights
 from rhumbline.serving.errors import ApiError, documented
 from rhumbline.serving.replies import STEERED, Comparison, Objectives, Presets, Score
+from rhumbline.serving.requests import SteeringRefused
 from rhumbline.serving.service import Service
 from rhumbline.serving.strict_route import StrictRoute
 from rhumbline.serving.waiting import Deadline, together, while_wanted
@@ -77,10 +78,14 @@ def routes(service: Service) -> APIRouter:
         service.bounded("max_tokens", body.max_tokens, service.settings.max_tokens)
         fields = bounded_answer(service, _sampling(body))
         asked = await conversation(service, request, body.messages, fields, 1, positive(body.seed))
-        # Each direction is settled by itself: the key's profile and headers are for requests that have one direction.
-        settled = [await service.settle(request, body=one, header=False) for one in body.directions]
-        for i, resolved in enumerate(settled):
-            possible(service, resolved, 1, body.temperature, f"directions.{i}")
+        settled = []
+        for i, one in enumerate(body.directions):
+            try:  # the key's profile and headers are for requests that have one direction
+                settled.append(await service.settle(request, body=one, alone=False))
+            except SteeringRefused as e:
+                where = f"directions.{i}{e.param.removeprefix('steering')}"
+                raise SteeringRefused(f"{where}: {e.message.removeprefix(f'{e.param}: ')}", where, e.code) from None
+            possible(service, settled[-1], 1, body.temperature, f"directions.{i}")
         service.allow(request, answers=sum(resolved.options.best_of for resolved in settled))
         about, name = exchange.of(request.scope), service.served.name
         replies = await while_wanted(

@@ -280,6 +280,7 @@ class Quiz:
                 "direction": dict(zip(self.cone.names, estimate.direction, strict=True)),
                 "half_angle_deg": estimate.half_angle_deg,
                 "asked": estimate.asked,
+                "consistent": estimate.consistent,
             },
             "done": self.done,
             "reason": self.reason,

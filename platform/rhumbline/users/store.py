@@ -358,7 +358,10 @@ def _engine(url: str) -> sa.Engine:
         if sqlite and parsed.database in (None, "", ":memory:"):
             raise StoreError(f"{url!r} lives in memory, and profiles must survive a restart: give sqlite:///FILE")
         if sqlite:
-            Path(str(parsed.database)).absolute().parent.mkdir(parents=True, exist_ok=True)
+            file = Path(str(parsed.database)).absolute()
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What people prefer is theirs: SQLite would make the file as readable as the umask says, and its log like the file.
+            file.touch(mode=0o600)
             engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_S})
         else:
             engine = sa.create_engine(parsed, pool_pre_ping=True)

@@ -45,6 +45,7 @@ class Setting:
     pool: int = 60  # matched pairs that each person's questions are chosen from
     particles: int = 1024
     half_angle_deg: float = 45.0
+    ties: bool | None = None  # whether a tie is on offer, as the endpoint always has it; None: to those who call some
     beta_known: bool = False  # whether the quiz is told how sharply and how readily for a tie these people choose
     matching: bool = True  # whether pairs are matched on quality
     seed: int = 0
@@ -62,15 +63,16 @@ class Setting:
 
     @property
     def model(self) -> ChoiceModel:
-        """The quiz's model; people who never call a tie are offered none."""
+        """The quiz's model."""
         manner = MANNERS[self.manner]
+        ties = manner.nu > 0 if self.ties is None else self.ties
         if not self.beta_known:
-            return ChoiceModel(ties=manner.nu > 0)
+            return ChoiceModel(ties=ties)
         return ChoiceModel(
             beta=manner.beta,
             beta_spread=0.0,
             lapse=manner.lapse,
-            ties=manner.nu > 0,
+            ties=ties,
             nu=manner.nu or 1.0,  # not read without ties
             nu_spread=0.0,
         )
@@ -222,7 +224,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _named(setting: Setting) -> dict[str, Any]:
     told = asdict(setting)
-    return {name: told[name] for name in ("objectives", "method", "manner", "law", "beta_known", "matching", "persons")}
+    named = ("objectives", "method", "manner", "law", "beta_known", "matching", "persons")
+    return {**{name: told[name] for name in named}, "ties": setting.model.ties}
 
 
 def _figures(trial: Trial, at_U: Array, bootstrap: int) -> dict[str, Any]:
