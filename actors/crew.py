@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -255,7 +255,7 @@ class Crew:
             "storage": self.store.path / "train",
             "seed": recipe.seed + t,
             "trust_remote_code": recipe.policy.trust_remote_code,
-            "on_step": lambda figures: self.metrics.log(t, figures),
+            "on_step": self._log_once(t),
         }
         if loss is None:
             supervised = [one for one in examples if isinstance(one, Example)]
@@ -266,6 +266,17 @@ class Crew:
         self.publish(t, codec, calibration, trained_on)
         self.metrics.log(t, {f"learn/{k}": v for k, v in result.items() if isinstance(v, int | float)})
         self.store.mark(mark, {**result, "checkpoint": str(out.relative_to(self.store.path)), "base": base})
+
+    def _log_once(self, t: int) -> Callable[[dict[str, Any]], None]:
+        """Logs the steps of a training, each once: after a kill those since the last checkpoint are made again."""
+        logged = {row["learn/step"] for row in self.metrics.read() if row["step"] == t and "learn/step" in row}
+
+        def log(figures: dict[str, Any]) -> None:
+            if figures["learn/step"] not in logged:
+                logged.add(figures["learn/step"])
+                self.metrics.log(t, figures)
+
+        return log
 
     def adopt(self, t: int, folder: Path) -> Steering:
         """Make a finished checkpoint the policy t: full weights, or an adapter that is merged into the initial ones.

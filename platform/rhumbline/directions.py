@@ -29,6 +29,9 @@ Direction = tuple[float, ...]  # (K,) unit vector
 Law = Literal["uniform", "dirichlet", "grid"]
 Array = NDArray[np.float64]
 
+FIXED_DEG = (
+    1.0  # half-angle of the region of a policy that was trained for one direction: the words of codecs are coarse
+)
 _DEGREES = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))\s*(?:°|deg|degrees)")
 _EXAMPLES = "expected weights ('helpfulness=0.8,verbosity=-0.6'), an angle for two objectives ('-37deg') or a preset"
 
@@ -182,7 +185,11 @@ class Cone:
 
 
 def region(directions: config.Directions, names: Sequence[str]) -> Cone:
-    """The trained cone of a recipe: an arc of angles (K=2) or an axis with a half-angle. Raises DirectionError."""
+    """The trained cone of a recipe: an arc of angles (K=2) or an axis with a half-angle; around one fixed direction as narrow as
+    the codecs' words are exact, whatever region the recipe inherits. Raises DirectionError.
+    """
+    if directions.fixed is not None:
+        return Cone(tuple(names), parse(directions.fixed, names), FIXED_DEG)
     if directions.angle_deg is not None:
         low, high = directions.angle_deg
         if len(names) != 2:

@@ -95,13 +95,14 @@ def joint_pairs_from(ranked: Sequence[Extremes], codec: Codec | None, *, gap: fl
 def judged_from(ranked: Iterable[Extremes], codec: Codec | None, *, gap: float = 0.0) -> list[Judged]:
     """What selection keeps as desirable and what it discards as undesirable, for each direction: food for KTO and BCO.
 
-    Answers that are worth as much as the best one are neither.
+    Answers that are worth as much as the best one, or less than `gap` below it, are neither.
     """
     judged = []
     for index, one in enumerate(ranked):
         if one.gap <= 0 or one.gap < gap:
             continue
-        for answer in (one.best, *one.others):
+        far = [two for two, value in zip(one.others, one.other_values, strict=True) if one.best_value - value >= gap]
+        for answer in (one.best, *far):
             completion = answer.completion
             judged.append(
                 Judged(

@@ -121,7 +121,8 @@ class Extremes:
     best: Scored
     worst: Scored
     others: tuple[Scored, ...]  # all whose value is below the best one, in the order given
-    best_value: float  # v . z, by what ranked them
+    other_values: tuple[float, ...]  # of `others`: v . z, by what ranked them
+    best_value: float
     worst_value: float
     gaps: tuple[float, ...]  # (K,) standardised rewards of the best less those of the worst
 
@@ -157,12 +158,14 @@ def extremes(
         for direction in dict.fromkeys(tuple(float(v) for v in one) for one in wanted):
             value_N = scalarise(z_NK, np.asarray(direction if ranked_by is None else ranked_by, dtype=np.float64))
             high, low = int(np.argmax(value_N)), int(np.argmin(value_N))
+            below = [n for n in range(len(candidates)) if value_N[n] < value_N[high]]
             out.append(
                 Extremes(
                     direction=direction,
                     best=candidates[high],
                     worst=candidates[low],
-                    others=tuple(one for one, value in zip(candidates, value_N, strict=True) if value < value_N[high]),
+                    others=tuple(candidates[n] for n in below),
+                    other_values=tuple(float(value_N[n]) for n in below),
                     best_value=float(value_N[high]),
                     worst_value=float(value_N[low]),
                     gaps=tuple((z_NK[high] - z_NK[low]).tolist()),

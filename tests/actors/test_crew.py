@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from actors.summary import figures
 from rhumbline import config
 from rhumbline.errors import ConfigError
 from rhumbline.learning.policy import load_policy, save_adapter
+from rhumbline.metrics import MetricsLog
 from rhumbline.plan import Plan
 from rhumbline.records import Scored
 from rhumbline.rewards.objectives import Calibration
@@ -123,3 +125,17 @@ def test_a_run_goes_on_only_with_the_same_judge_and_its_rewards_are_those_withou
     without, with_judge = Plan.make(plain).inputs(), Plan.make(judged).inputs()
     assert set(with_judge) - set(without) == {"scorer of the win rate (evaluation.win_rate)"}
     assert without["reward model"] == with_judge["reward model"]
+
+
+def test_steps_that_a_killed_training_makes_again_are_logged_once(tmp_path: Path) -> None:
+    """By the same driver (a worker was killed) and by the next one (`--resume`)."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    crew: Any = SimpleNamespace(metrics=log)
+    one = Crew._log_once(crew, 1)
+    for step in (1, 2, 3, 2, 3):
+        one({"learn/step": step, "learn/loss": 1.0 / step})
+    Crew._log_once(crew, 2)({"learn/step": 1, "learn/loss": 0.5})  # of another iteration
+    resumed = Crew._log_once(crew, 1)
+    for step in (3, 4):
+        resumed({"learn/step": step, "learn/loss": 1.0 / step})
+    assert [(row["step"], row["learn/step"]) for row in log.read()] == [(1, 1), (1, 2), (1, 3), (2, 1), (1, 4)]

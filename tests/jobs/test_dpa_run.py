@@ -174,6 +174,11 @@ def goes_on_as_if_nothing_had_been(undisturbed: tuple[Path, Path], runs: Path) -
     done = run(undisturbed[0], runs, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert finished.items() <= made_at(runs / "tiny").items()
+    steps = [
+        (row["step"], row["learn/step"]) for row in durable.read(runs / "tiny/metrics.jsonl") if "learn/step" in row
+    ]
+    assert steps
+    assert len(steps) == len(set(steps))  # also those that were made a second time
     ended_as(undisturbed, runs)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from rhumbline import config
 from rhumbline.config import Recipe, differences, dump, load, validate
+from rhumbline.config.reading import read
 from rhumbline.errors import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -190,6 +191,12 @@ def test_extends(tmp_path: Path, recipe_file: Path) -> None:
     assert (recipe.name, recipe.samples, recipe.learner.epochs, recipe.learner.lr) == ("grandchild", 2, 1, 1e-4)
     assert list(recipe.rewards.objectives) == ["brevity", "helpfulness"]  # replaced whole, not added to
     assert len(recipe.rewards.sources) == 2
+
+
+def test_a_direction_is_replaced_whole(tmp_path: Path, recipe_file: Path) -> None:
+    (tmp_path / "child.yaml").write_text("extends: small.yaml\ndirections: {fixed: {helpfulness: 1, brevity: 0.5}}\n")
+    (tmp_path / "grandchild.yaml").write_text("extends: child.yaml\ndirections: {fixed: {helpfulness: 1}}\n")
+    assert read(tmp_path / "grandchild.yaml")["directions"]["fixed"] == {"helpfulness": 1}
 
 
 def test_extends_that_lead_nowhere(tmp_path: Path) -> None:

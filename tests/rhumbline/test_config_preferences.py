@@ -40,6 +40,10 @@ def test_every_shipped_recipe_loads_and_its_loss_is_known(path: Path) -> None:
         ({"loss": {"kind": "dpo", "learned": "brevity"}}, "loss.learned is for modpo"),
         ({"loss": {"kind": "modpo", "learned": "brevity"}, "rewards": {"standardise": False}}, "rewards.standardise"),
         ({"samples": 1, "directions": {"per_prompt": 1}}, "a prompt with one answer has nothing to compare it with"),
+        (
+            {"initial": {"strategy": "steerlm", "labelled": "rated.jsonl"}},
+            "initial.strategy steerlm asks for target values, and pairs of samples say directions",
+        ),
         ({"policy": {"restart_from": "t0"}}, "policy.restart_from is t0, and jobs/dpo.py has no choice"),
         ({"loss": {"kind": "jpo"}}, "directions.law uniform draws others for each"),
         ({**PEOPLE, "loss": {"kind": "jpo"}}, "of which jpo is dpo"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_simplex_leaves_nothing_of_a_third_objective(sweep_file: Path) -> None
     base.write_text(third.replace("absolute: 0.5}}", "absolute: 0.5, c: 1.0}}"))
     trial = load_sweep(sweep_file).trial({"directions.fixed": 0.25, "ppo.kl.coefficient": 0.1}, "t")
     assert trial.directions.fixed == {"preference": 0.25, "absolute": 0.75}
+
+
+def test_a_direction_of_the_space_is_all_of_it(sweep_file: Path) -> None:
+    listed = "directions.fixed: {values: [{preference: 1}, {absolute: -1}]}"
+    sweep_file.write_text(re.sub(r"directions.fixed: .*", listed, SWEEP))
+    sweep = load_sweep(sweep_file)
+    for value in ({"preference": 1}, {"absolute": -1}):
+        point = {"directions.fixed": value, "ppo.kl.coefficient": 0.1}
+        assert sweep.trial(point, "t").directions.fixed == value  # the recipe has both
 
 
 def test_the_job_of_the_trials_is_their_recipe_s(sweep_file: Path) -> None:

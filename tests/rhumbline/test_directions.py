@@ -138,6 +138,12 @@ def test_region_of_the_papers_arc() -> None:
     assert angle_deg(cone.axis) == pytest.approx(-22.5)
 
 
+def test_region_of_one_fixed_direction_is_no_other_s() -> None:
+    cone = region(config.Directions(angle_deg=(-45, 0), fixed={"helpfulness": 1, "verbosity": -1}), NAMES)
+    assert (angle_deg(cone.axis), cone.half_angle_deg) == (pytest.approx(-45), 1.0)
+    assert not cone.contains(from_angle_deg(-20))
+
+
 def test_region_of_an_axis() -> None:
     cone = region(config.Directions(axis={"a": 1, "c": -1}, half_angle_deg=30), ["a", "b", "c"])
     assert cone.axis == pytest.approx((math.sqrt(0.5), 0, -math.sqrt(0.5)))

@@ -130,6 +130,7 @@ def ranked(gap: float = 1.0) -> Extremes:
         best=best,
         worst=worst,
         others=(worst,),
+        other_values=(2.0,),
         best_value=2.0 + gap,
         worst_value=2.0,
         gaps=(0.5 * gap, -0.5 * gap),
@@ -145,7 +146,14 @@ def of_prompt(name: str, best: float, worst: float, direction: tuple[float, floa
 
     good, bad = answer("best"), answer("worst")
     return Extremes(
-        direction=direction, best=good, worst=bad, others=(bad,), best_value=best, worst_value=worst, gaps=(0.0, 0.0)
+        direction=direction,
+        best=good,
+        worst=bad,
+        others=(bad,),
+        other_values=(worst,),
+        best_value=best,
+        worst_value=worst,
+        gaps=(0.0, 0.0),
     )
 
 
@@ -177,6 +185,14 @@ def test_without_a_codec_prompts_stay_as_they_are() -> None:
     (pair,) = pairs_from([ranked()], None)
     assert pair.messages == PROMPT.messages
     assert [one.messages for one in judged_from([ranked()], None)] == [PROMPT.messages] * 2
+
+
+def test_an_answer_nearly_as_good_as_the_best_is_not_undesirable() -> None:
+    one = ranked(gap=1.0)  # best 3, worst 2
+    near = replace(one.worst, completion=replace(one.worst.completion, text="nearly"))
+    one = replace(one, others=(near, one.worst), other_values=(2.9, 2.0))
+    assert [two.desirable for two in judged_from([one], CODEC, gap=0.5)] == [True, False]
+    assert [two.desirable for two in judged_from([one], CODEC)] == [True, False, False]
 
 
 def test_what_selection_discards_is_undesirable() -> None:

@@ -229,6 +229,7 @@ def test_equal_directions_and_answers_as_good_as_the_best_count_once() -> None:
     pool = [scored("p", 0, i, text, (r, 0.0)) for i, (text, r) in enumerate({"a": 5, "b": 5, "c": 2}.items())]
     (found,) = extremes(pool, {"p": [(1.0, 0.0)] * 3}, PLAIN)
     assert [one.completion.text for one in found.others] == ["c"]
+    assert found.other_values == (found.worst_value,)
 
 
 def test_a_prompt_with_one_distinct_answer_has_no_extremes() -> None:

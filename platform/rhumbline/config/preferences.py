@@ -85,6 +85,11 @@ class DpoRecipe(Run):
                 )
         if self.pairs is not None and self.gap > 0:
             raise ValueError(f"gap is {self.gap:g}, and pairs that people judged have no rewards: leave it out")
+        if self.steered and self.initial.strategy == "steerlm":
+            raise ValueError(
+                "initial.strategy steerlm asks for target values, and pairs of samples say directions: the policy would be "
+                "trained under words that it and its reference have never seen. Give relabel or adapter"
+            )
         self._has_pairs()
         if self.learner.lora is not None and self.learner.lora.dropout > 0:
             raise ValueError(

@@ -103,7 +103,7 @@ def _without_options(base: dict[str, Any], over: dict[str, Any]) -> dict[str, An
 
 
 # Maps whose keys are the user's own names: a recipe that extends another replaces them whole, it does not add to them.
-_WHOLE = frozenset({"objectives", "styles", "axis", "reference_point"})
+_WHOLE = frozenset({"objectives", "styles", "axis", "fixed", "reference_point"})
 
 
 def merge(base: dict[str, Any], over: dict[str, Any], whole: frozenset[str] = _WHOLE) -> dict[str, Any]:

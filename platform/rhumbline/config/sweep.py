@@ -112,10 +112,10 @@ class Dimension(Section):
 
     def settings(self, key: str, value: Any) -> list[str]:
         """The overrides that set `key` to a value of this dimension."""
-        if self.simplex is None:
-            return [f"{key}={_yaml(value)}"]
-        weights = {self.simplex[0]: float(value), self.simplex[1]: round(1.0 - float(value), 12)}
-        return [f"{key}={{}}", f"{key}={_yaml(weights)}"]  # emptied first: a mapping adds to the one it lies on
+        if self.simplex is not None:
+            value = {self.simplex[0]: float(value), self.simplex[1]: round(1.0 - float(value), 12)}
+        emptied = [f"{key}={{}}"] if isinstance(value, dict) else []  # first: a mapping adds to the one it lies on
+        return [*emptied, f"{key}={_yaml(value)}"]
 
 
 class Search(Section):
