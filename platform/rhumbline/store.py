@@ -41,6 +41,7 @@ FREE_KEYS = frozenset(
         "name",
         "learner.num_cpus",
         "learner.threads",
+        "learner.gradient_checkpointing",
         "learner.max_failures",
         "learner.checkpoint_every",
         "scorer.num_gpus",

@@ -90,6 +90,20 @@ def test_the_update_does_not_depend_on_the_micro_batches(backbone: Path, tmp_pat
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
 
+@pytest.mark.parametrize("adapter", [None, {**LORA, "dropout": 0.2}], ids=["full", "lora"])
+def test_layers_that_are_computed_again_give_the_same_weights(
+    backbone: Path, tmp_path: Path, adapter: dict[str, Any] | None
+) -> None:
+    """What is dropped out is dropped out the second time as well."""
+    made = []
+    for again in (False, True):
+        recipe = recipe_of("preference", backbone, learner={"lora": adapter, "gradient_checkpointing": again})
+        fit(task_of("preference"), recipe=recipe, out_dir=tmp_path / str(again), seed=7)
+        made.append(weights(tmp_path / str(again)))
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
 @pytest.mark.parametrize(("kind", "lora"), [("preference", {**LORA, "dropout": 0.2}), ("comparer", None)])
 def test_resuming_gives_the_run_that_was_not_disturbed(
     backbone: Path, tmp_path: Path, kind: str, lora: dict[str, Any] | None

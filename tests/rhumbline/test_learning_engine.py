@@ -207,6 +207,19 @@ def test_deepspeed_makes_the_update_of_torch(tmp_path, stage):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+def test_deepspeed_computes_layers_again(tmp_path, lora):
+    """Under ZeRO 3 a layer's weights are gathered for the second time, too."""
+    base = tiny_policy(tmp_path / "policy")
+    settings = quick(micro_batch_tokens=90, lr=3e-3, lora=lora).model_dump(mode="json")
+    reference = train(tmp_path, "torch", 1, settings)
+    sharded = settings | {"engine": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 3}}}
+    again = sharded | {"gradient_checkpointing": True}
+    assert distance(reference, train(tmp_path, "again", 2, again), base) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
 def test_deepspeed_goes_on_where_it_stopped(tmp_path, monkeypatch, lora):
     base = tiny_policy(tmp_path / "policy")
     zero = {"engine": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 3}}, "dtype": "bfloat16", "lora": lora}

@@ -201,6 +201,9 @@ class Learner(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # Of frozen weights under LoRA; trained weights stay fp32. auto: as dtype's
     weights_dtype: Literal["auto", "bfloat16", "float32"] = "float32"
+    gradient_checkpointing: bool = (
+        False  # activations are computed twice instead of kept: less memory, a third more time
+    )
     checkpoint_every: int = Field(50, gt=0)  # optimiser steps
     max_failures: int = Field(3, ge=0)
 

@@ -39,6 +39,7 @@ from rhumbline.learning.optim import adamw, trained
 from rhumbline.learning.packing import Order
 from rhumbline.learning.policy import resolve, set_threads
 from rhumbline.learning.precision import dtype_of
+from rhumbline.learning.recompute import recompute
 from rhumbline.losses.sft import sft
 from rhumbline.queries import derive_seed
 from rhumbline.rewards.network import Network
@@ -353,6 +354,8 @@ def _start(recipe: RewardRecipe, spec: NetworkSpec, seed: int, device: str | Non
         dtype=base,
         device=device,
     )
+    if learner.gradient_checkpointing:
+        recompute(network)
     if learner.lora is not None:
         network.attach(learner.lora)
     else:

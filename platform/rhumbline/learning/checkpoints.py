@@ -24,7 +24,16 @@ from rhumbline.learning.engine import DeepSpeedEngine, Engine, World
 STATE = "state.json"
 # What may differ between a training and its continuation: without dropout in the adapter (learner.lora.dropout) the update
 # depends on none of them. Its random numbers fall differently on another division into workers and micro-batches.
-FREE = {"num_workers", "num_cpus", "num_gpus", "threads", "micro_batch_tokens", "checkpoint_every", "max_failures"}
+FREE = {
+    "num_workers",
+    "num_cpus",
+    "num_gpus",
+    "threads",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "max_failures",
+}
 
 
 def write(

@@ -31,6 +31,7 @@ from rhumbline.learning.optim import cosine
 from rhumbline.learning.packing import Order, packed_attention
 from rhumbline.learning.policy import load_adapter, load_policy, merge_adapter, save_adapter, save_policy
 from rhumbline.learning.precision import dtype_of
+from rhumbline.learning.recompute import recompute
 from rhumbline.learning.units import Dropped
 from rhumbline.queries import derive_seed
 from rhumbline.records import Example, Judged, Pair
@@ -189,6 +190,8 @@ def start(
     torch.manual_seed(derive_seed(seed, "adapter"))
     policy: Any = load_policy(policy_dir, resting_dtype(learner), trust_remote_code)
     stack.enter_context(packed_attention(policy, dtype_of(learner.dtype)))
+    if learner.gradient_checkpointing:
+        recompute(policy)
     if learner.lora is not None:
         return lora.attach(policy, learner.lora, adapter_dir).train()
     model = policy if adapter_dir is None else load_adapter(policy, adapter_dir).merge_and_unload()
