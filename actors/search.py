@@ -56,8 +56,9 @@ from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
 from rhumbline.errors import ConfigError, ResourceError, RhumblineError, RunError, TrainingError
 from rhumbline.evaluation.search import fault
-from rhumbline.evaluation.search_report import write_report
+from rhumbline.evaluation.search_report import Steps, write_report
 from rhumbline.plan import Plan, Want, wanted
+from rhumbline.runs import online_steps
 from rhumbline.store import FREE_KEYS, lasting
 
 STATE = "tune"  # Tune's folder within a sweep's
@@ -130,8 +131,18 @@ def report(sweep: SweepRecipe, folder: Path, command: str) -> Path:
         metrics=sweep.metrics,
         headings=sweep.headings(),
         recipe_of=lambda trial: config.dump(sweep.trial(trial["point"], f"{sweep.name}-best")),
+        steps_of=lambda trial: _steps(folder / trial["folder"]),
         command=command,
     )
+
+
+def _steps(folder: Path) -> Steps | None:
+    """A trial's curve; None where its job has none."""
+    try:
+        told = online_steps(folder)
+    except RunError:
+        return None
+    return Steps(told.rows, told.target)
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,12 @@ def test_runs_share_their_panels_and_are_told_apart() -> None:
     assert "ppo 2, free 6" in plot.caption
 
 
+def test_a_seventh_run_has_a_line_of_its_own() -> None:
+    runs = {f"run {i}": [{"step": 1.0, "learn/kl": float(i)}, {"step": 2.0, "learn/kl": float(i)}] for i in range(13)}
+    (axes,) = compared(runs, {}).figure.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 13
+
+
 def test_a_rise_is_told_in_standard_errors_over_answers() -> None:
     rows = [{"step": step, "learn/score_mean": mean, "learn/score_std": 1.0} for step, mean in ((1.0, 0.0), (2.0, 1.0))]
     rose = rise(rows, answers=50)

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import yaml
@@ -70,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_of_a_report(folder: Path) -> None:
-    names = ["front", "hypervolume", "lengths", "requested_achieved", "reward_kl"]
+    names = ["distributions", "front", "hypervolume", "lengths", "requested_achieved", "reward_kl"]
     assert sorted(p.stem for p in (folder / "figures").iterdir()) == names
     assert sorted(p.stem for p in (folder / "data").iterdir()) == names
     for figure in (folder / "figures").iterdir():
@@ -118,6 +119,22 @@ def test_each_csv_holds_the_numbers_of_its_figure(folder: Path) -> None:
     expected = EVALUATIONS[0]["directions"][0]["rewards"]["verbosity"]["value"]
     assert float(rows[0]["verbosity_value"]) == pytest.approx(expected)
     assert rows[-1]["label"] == "initial policy"
+
+
+def test_the_spread_is_of_the_directions_that_ask_for_most_and_least(folder: Path) -> None:
+    with (folder / "data" / "distributions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    verbosity = [row for row in rows if row["objective"] == "verbosity" and row["label"] == "t=1"]
+    assert [(row["asked"], float(row["angle_deg"])) for row in verbosity] == [("most", 0.0), ("least", -45.0)]
+    for row in verbosity:
+        entry = next(e for e in EVALUATIONS[1]["directions"] if e["angle_deg"] == float(row["angle_deg"]))
+        d, k = EVALUATIONS[1]["directions"].index(entry), 1
+        cells = [cell[k] for cell in EVALUATIONS[1]["per_prompt"]["rewards"][d] if cell[k] is not None]
+        assert (int(row["prompts"]), float(row["mean"])) == (len(cells), pytest.approx(np.mean(cells)))
+        assert float(row["q25"]) == pytest.approx(np.percentile(cells, 25))
+        assert float(row["median"]) == pytest.approx(np.median(cells))
+    alone = [row for row in rows if row["label"] == "initial policy"]
+    assert [(row["objective"], row["asked"]) for row in alone] == [("helpfulness", ""), ("verbosity", "")]
 
 
 def test_page_is_self_contained_and_allows_nothing_else(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from rhumbline.evaluation.search import best, configuration, counted, fault, front, table
 from rhumbline.evaluation.search_plots import draw_grid, draw_parallel
-from rhumbline.evaluation.search_report import write_report
+from rhumbline.evaluation.search_report import Steps, write_report
 
 METRICS = {"reward": "max", "kl": "min"}
 HEADINGS = {"directions.fixed": "weight of preference"}
@@ -119,7 +119,9 @@ def test_settings_that_are_no_numbers_are_drawn_by_rank() -> None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def written(folder: Path, trials: list[dict[str, Any]], metrics: dict[str, str] = METRICS) -> dict[str, bytes]:
+def written(
+    folder: Path, trials: list[dict[str, Any]], metrics: dict[str, str] = METRICS, **more: Any
+) -> dict[str, bytes]:
     page = write_report(
         folder,
         name="mini",
@@ -128,9 +130,24 @@ def written(folder: Path, trials: list[dict[str, Any]], metrics: dict[str, str] 
         headings=HEADINGS,
         recipe_of=lambda one: f"name: best\nseed: {one['number']}\n",
         command="python jobs/sweep.py --recipe mini.yaml",
+        **more,
     )
     assert page == folder / "index.md"
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_trials_that_learn_online_are_drawn_step_by_step(tmp_path: Path) -> None:
+    def steps_of(one: Any) -> Steps | None:
+        rows = [{"step": 1.0, "learn/kl": 0.5}, {"step": 2.0, "learn/kl": float(one["number"])}]
+        return None if one["number"] == 1 else Steps(rows, 6.0)
+
+    files = written(tmp_path / "report", TRIALS, steps_of=steps_of)
+    assert files["curves.png"][:4] == b"\x89PNG"
+    assert "![curves](curves.png)" in files["index.md"].decode()
+    rows = list(csv.DictReader(io.StringIO(files["curves.csv"].decode())))
+    last = {row["run"]: float(row["learn/kl"]) for row in rows if row["step"] == "2.0"}
+    assert last == {configuration(TRIALS[n], HEADINGS): float(n) for n in (0, 2, 3)}  # 4 failed, 1 has no steps
+    assert "curves.csv" not in written(tmp_path / "report", TRIALS)  # nor is an earlier figure left
 
 
 def test_the_report_has_table_front_coordinates_and_a_ready_recipe(tmp_path: Path) -> None:

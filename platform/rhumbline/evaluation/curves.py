@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from rhumbline.evaluation.plots import COLOURS, STYLE, Plot
+
+LINES = ("-", "--", ":", "-.")  # when colours are used up
 
 PANELS = {
     "learn/score_mean": "reward, v · r",
@@ -103,15 +106,20 @@ def _panels(runs: Mapping[str, Rows], targets: Mapping[str, float]) -> Figure:
             for number, (name, rows) in enumerate(runs.items()):
                 colour = COLOURS[4] if alone else COLOURS[number % len(COLOURS)]
                 drawn = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
-                label = name or None
-                axes.plot([x for x, _ in drawn], [y for _, y in drawn], color=colour, linewidth=1.4, label=label)
+                style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "label": name or None}
+                style["linestyle"] = LINES[number // len(COLOURS) % len(LINES)]
+                axes.plot([x for x, _ in drawn], [y for _, y in drawn], **style)
                 if key == "learn/kl" and name in targets:
                     axes.axhline(targets[name], color=COLOURS[0] if alone else colour, linestyle="--", linewidth=1.0)
             axes.set_title(PANELS[key])
             axes.set_xlabel("step")
         if figure.axes and not alone:
+            room = max(1, 110 // (6 + max(map(len, runs))))  # labels beside one another, by their characters
             figure.legend(
-                *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(runs), frameon=False
+                *figure.axes[0].get_legend_handles_labels(),
+                loc="outside upper center",
+                ncols=min(len(runs), room),
+                frameon=False,
             )
     return figure
 

@@ -20,6 +20,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cbook import boxplot_stats
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from scipy.stats import chi2
@@ -59,7 +61,7 @@ def draw(evaluations: Sequence[JSON], initial: JSON | None = None) -> list[Plot]
     """All figures of a report. `initial` is the initial policy, asked without a direction."""
     with matplotlib.rc_context(STYLE):
         plots = [front(evaluations, initial), requested_achieved(evaluations, initial), lengths(evaluations, initial)]
-        plots.append(hypervolumes(evaluations, initial))
+        plots += [distributions(evaluations, initial), hypervolumes(evaluations, initial)]
         if any(entry["kl"] is not None for evaluation in evaluations for entry in evaluation["directions"]):
             plots.append(reward_kl(evaluations, initial))
         return plots
@@ -161,6 +163,41 @@ def lengths(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     )
 
 
+def distributions(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
+    """Box plots of every objective over the prompts, per policy, where it was asked for most and where least.
+
+    As Khan 2024, figure 24, has them for its two rewards.
+    """
+    everyone = ([] if initial is None else [initial]) + list(evaluations)
+    names = everyone[0]["objectives"]
+    styles = {id(evaluation): colour for evaluation, colour, _ in _styled(evaluations, initial)}
+    figure = Figure(figsize=(5.6, 2.4 * len(names) + 0.4), layout="constrained")
+    rows: list[dict[str, Any]] = []
+    for k, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, k + 1)
+        for place, evaluation in enumerate(everyone):
+            ends = _ends(evaluation, k)
+            for d, asked, shift in zip(ends, ("most", "least"), (-0.17, 0.17), strict=False):
+                answers_P = np.array([cell[k] for cell in evaluation["per_prompt"]["rewards"][d]], dtype=np.float64)
+                (box,) = boxplot_stats(answers_P[np.isfinite(answers_P)])
+                _box(axes, box, place + (shift if len(ends) > 1 else 0.0), styles[id(evaluation)], asked == "most")
+                asked_for = {"objective": name, "asked": asked if len(ends) > 1 else ""}
+                rows.append(_row(evaluation, evaluation["directions"][d]) | asked_for | _quartiles(box, answers_P))
+        axes.set_xticks(range(len(everyone)), [evaluation["label"] for evaluation in everyone])
+        axes.set_xlim(-0.6, len(everyone) - 0.4)
+        axes.set_ylabel(name)
+        axes.grid(axis="x", visible=False)
+    return Plot(
+        name="distributions",
+        title="Spread of rewards over prompts",
+        caption="A box holds the middle half of the held-out prompts, its line is the median and the diamond the mean; whiskers "
+        "reach the farthest prompt within one and a half boxes, dots lie beyond. A prompt counts by the mean of its answers. "
+        "Filled: the direction that asks for most of the objective; hollow: for least.",
+        figure=figure,
+        rows=rows,
+    )
+
+
 def hypervolumes(evaluations: Sequence[JSON], initial: JSON | None) -> Plot:
     """Hypervolume over iterations, the initial policy first."""
     everyone = ([] if initial is None else [initial]) + list(evaluations)
@@ -227,6 +264,44 @@ def svg(figure: Figure, alt: str) -> str:
     source = re.sub(r'<svg\b([^>]*?) height="[^"]*"', r"<svg\1", source, count=1)
     source = source.replace("<svg", f'<svg class="drawn" role="img" aria-label="{escape(alt)}"', 1)
     return source.replace(INK, "currentColor").replace(FAINT, "var(--rule)")
+
+
+def _ends(evaluation: JSON, k: int) -> list[int]:
+    """Indices of the directions with the largest and the smallest weight of objective k; without directions, of the only one."""
+    weights = {d: e["vector"][k] for d, e in enumerate(evaluation["directions"]) if e["vector"] is not None}
+    if not weights:
+        return [len(evaluation["directions"]) - 1]
+    return list(dict.fromkeys((max(weights, key=weights.__getitem__), min(weights, key=weights.__getitem__))))
+
+
+def _box(axes: Axes, box: dict[str, Any], place: float, colour: str, filled: bool) -> None:
+    line = {"color": colour, "linewidth": 1.2}
+    axes.bxp(
+        [box],
+        positions=[place],
+        widths=0.28,
+        manage_ticks=False,
+        patch_artist=True,
+        showmeans=True,
+        boxprops={"facecolor": to_rgba(colour, 0.35) if filled else "none", "edgecolor": colour, "linewidth": 1.2},
+        medianprops=line,
+        whiskerprops=line,
+        capprops=line,
+        meanprops={"marker": "D", "markerfacecolor": colour, "markeredgecolor": colour, "markersize": 4},
+        flierprops={"marker": ".", "markerfacecolor": colour, "markeredgecolor": colour, "markersize": 3},
+    )
+
+
+def _quartiles(box: Mapping[str, Any], answers_P: Any) -> dict[str, Any]:
+    keys = {
+        "whislo": "whisker_low",
+        "q1": "q25",
+        "med": "median",
+        "q3": "q75",
+        "whishi": "whisker_high",
+        "mean": "mean",
+    }
+    return {ours: float(box[theirs]) for theirs, ours in keys.items()} | {"prompts": int(np.isfinite(answers_P).sum())}
 
 
 def _everyone(evaluations: Sequence[JSON], initial: JSON | None) -> list[JSON]:

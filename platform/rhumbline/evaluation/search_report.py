@@ -1,11 +1,12 @@
 """The report of a search: a page with the front and the best, tables, figures, and the best recipe, ready to run.
 
-write_report(Path("runs/sweep/report"), ...)  # index.md, trials.csv, front.csv, best.yaml, summary.json and the figures
+write_report(Path("runs/sweep/report"), ...)  # index.md, trials.csv, front.csv, curves.csv, best.yaml, summary.json, figures
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rhumbline import durable
 from rhumbline.cards.figures import csv_of, png
+from rhumbline.evaluation.curves import Rows, compared
 from rhumbline.evaluation.search import (
     JSON,
     Metrics,
@@ -27,7 +29,16 @@ from rhumbline.evaluation.search import (
 )
 from rhumbline.evaluation.search_plots import draw_front, draw_grid, draw_parallel
 
-FIGURES = ("front.png", "parallel.png", "grid.png")
+FIGURES = ("front.png", "parallel.png", "grid.png", "curves.png")
+MOST_CURVES = 12  # lines that an eye still tells apart; the CSV has every trial
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Metrics of every step of a trial that learns online, and the target of its KL."""
+
+    rows: Rows
+    target: float | None
 
 
 def draw(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str]) -> dict[str, Figure]:
@@ -48,9 +59,13 @@ def write_report(
     metrics: Metrics,
     headings: Mapping[str, str],
     recipe_of: Callable[[JSON], str],
+    steps_of: Callable[[JSON], Steps | None] = lambda _: None,
     command: str,
 ) -> Path:
-    """Write everything into `folder` and return its index.md. `recipe_of` gives the YAML of a trial's recipe, ready to run."""
+    """Write everything into `folder` and return its index.md.
+
+    `recipe_of` gives the YAML of a trial's recipe, ready to run; `steps_of` its curve, None where it has none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     on, (chosen, rule) = front(trials, metrics), best(trials, metrics)
     rows = table(trials, metrics)
@@ -58,6 +73,7 @@ def write_report(
     if chosen is not None:
         files["front.csv"] = csv_of([row for row in rows if row["front"]])
         files |= {file: png(figure) for file, figure in draw(trials, metrics, headings).items()}
+        files |= _curves(trials, metrics, headings, steps_of)
         figures = ", ".join(f"{figure} {chosen['figures'][figure]:.4g}" for figure in metrics)
         said = f"# Trial {chosen['number']} of the search {name}: {rule}.\n# {figures}\n"
         files["best.yaml"] = (said + recipe_of(chosen)).encode()
@@ -74,7 +90,7 @@ def write_report(
     files["summary.json"] = durable.to_json(summary, indent=1).encode()
     drawn = [file for file in FIGURES if file in files]
     files["index.md"] = page(name, trials, metrics, headings, command, drawn).encode()
-    for stale in {"front.csv", "best.yaml", *FIGURES} - files.keys():
+    for stale in {"front.csv", "best.yaml", "curves.csv", *FIGURES} - files.keys():
         (folder / stale).unlink(missing_ok=True)  # of an earlier report, by other metrics
     for file, data in files.items():
         durable.replace(folder / file, data)
@@ -108,6 +124,8 @@ def page(
         lines += ["", "## Best", "", f"Trial {chosen['number']} ({configuration(chosen, headings)}): {rule}."]
         lines += ["Its recipe, ready to run: `best.yaml`."]
         lines += [line for file in drawn for line in ("", f"![{file.removesuffix('.png')}]({file})")]
+        if "curves.png" in drawn and len(good) > MOST_CURVES:
+            lines += ["", f"Curves of {MOST_CURVES} trials, those of the front first; `curves.csv` has every trial's."]
         keys, figures = list(good[0]["point"]), reported(good, metrics)
         lines += ["", "## Trials that count", "", "Those marked * are not dominated by any other.", ""]
         lines += _row(["trial", *(headings.get(key, key) for key in keys), *figures, "folder"])
@@ -123,6 +141,21 @@ def page(
             f"- {t['number']} ({configuration(t, headings)}): {' '.join(fault(t, metrics).split())}" for t in lost
         ]
     return "\n".join(lines) + "\n"
+
+
+def _curves(
+    trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str], steps_of: Callable[[JSON], Steps | None]
+) -> dict[str, bytes]:
+    """curves.png and curves.csv of the trials that count, where they learn online; those of the front come first."""
+    on = set(front(trials, metrics))
+    by_rank = sorted(counted(trials, metrics), key=lambda trial: (trial["number"] not in on, int(trial["number"])))
+    told = {configuration(trial, headings): steps for trial in by_rank if (steps := steps_of(trial)) is not None}
+    if not told:
+        return {}
+    shown_rows = {name: steps.rows for name, steps in list(told.items())[:MOST_CURVES]}
+    drawn = compared(shown_rows, {name: steps.target for name, steps in told.items() if steps.target is not None})
+    rows = compared({name: steps.rows for name, steps in told.items()}, {}).rows
+    return {"curves.png": png(drawn.figure), "curves.csv": csv_of(rows)}
 
 
 def _figure(value: float | None) -> str:
