@@ -81,8 +81,9 @@ def test_what_a_quiz_infers_steers_the_answers(run: Path, api: httpx.Client) -> 
     told = api.get("/v1/steering/profiles/me").json()
     assert told["bound"]
 
-    opposite = dict(zip(served.names, served.cone.grid(7)[0].tolist(), strict=True))
-    prompts = [item.prompt[-1].content for item in items_from_run(run, per_prompt=1)][:12]
+    other_end = served.cone.grid(7)[0]
+    opposite = dict(zip(served.names, other_end.tolist(), strict=True))
+    prompts = [item.prompt[-1].content for item in items_from_run(run, per_prompt=1)][:24]
     mine, other = [], []
     for i, text in enumerate(prompts):
         asked = {"model": "path", "messages": [{"role": "user", "content": text}], "max_tokens": 96, "seed": i}
@@ -92,9 +93,10 @@ def test_what_a_quiz_infers_steers_the_answers(run: Path, api: httpx.Client) -> 
     change_K = np.mean(mine, axis=0) - np.mean(other, axis=0)
     verbosity = served.names.index("verbosity")
     assert change_K[verbosity] < -2, change_K  # shorter, by the run's own reward model
-    # And better by what this person wants: v . z under the inferred direction.
-    value = np.asarray(direction) @ (change_K / np.asarray(served.steering.calibration["std"]))
-    assert value > 0, change_K
+    # And the right way on the whole: what this person gains by the inferred direction, v . z, and somebody at the other end by
+    # the other one, against the two swapped. Of policies that are best for whom they serve it is never below zero.
+    gain = (np.asarray(direction) - other_end) @ (change_K / np.asarray(served.steering.calibration["std"]))
+    assert gain > 0, (change_K, direction)
 
 
 def _quizzed(api: httpx.Client, run: Path, wish: Any) -> tuple[float, ...]:
