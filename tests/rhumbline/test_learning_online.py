@@ -267,11 +267,6 @@ def test_settings_that_cannot_work_are_refused_at_once(policy):
         (GRPO, {"lora": {"dropout": 0.1}}, r"learner\.lora\.dropout"),
         (config.Grpo(reduction="constant"), {}, "max_tokens"),
         (
-            config.Grpo(per_objective=True).model_copy(update={"kl": GrpoKl(place="reward")}),
-            {},
-            r"grpo\.kl\.place",
-        ),
-        (
             config.Grpo(kl=GrpoKl(controller="adaptive", target=1.0, horizon=2)),
             {},
             r"kl\.horizon is 2 answers, and a step has 12",

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rhumbline.config.run import Run
-from rhumbline.config.sections import PolicyLearner, Section
+from rhumbline.config.sections import Learner, PolicyLearner, Section
 
 ESTIMATOR, HORIZON = "k3_k2", 10000.0
 HIGHEST = 10.0  # that the adaptive controller makes a coefficient
@@ -102,6 +102,27 @@ class Grpo(Update):
         return self
 
 
+def section_of(settings: Update) -> str:
+    """The key under which a recipe has them."""
+    return "ppo" if isinstance(settings, Ppo) else "grpo"
+
+
+def unlearnable(settings: Update, learner: Learner, answers_per_step: int) -> str:
+    """What keeps a learner from training with these together, with its key and the remedy; empty where nothing does."""
+    if learner.lora is not None and learner.lora.dropout > 0:
+        return (
+            f"learner.lora.dropout is {learner.lora.dropout:g}: online training compares the policy with what it was, and "
+            "with dropout it differs from itself. Set it to 0"
+        )
+    if settings.kl.controller == "adaptive" and answers_per_step >= 5 * settings.kl.horizon:
+        key = f"{section_of(settings)}.kl.horizon"
+        return (
+            f"{key} is {settings.kl.horizon:g} answers, and a step has {answers_per_step} (prompts_per_step x "
+            f"directions.per_prompt x samples): the coefficient would jump. Set {key} to more than {answers_per_step / 5:g}"
+        )
+    return ""
+
+
 class OnlineRecipe(Run, ABC):
     """What jobs/ppo.py and jobs/grpo.py share. Each has a section of its own for the algorithm."""
 
@@ -143,21 +164,12 @@ class OnlineRecipe(Run, ABC):
                 "generator.sync is adapter, and learner.lora null: full weights are trained, so there is no adapter. Set "
                 "generator.sync to full, or give learner.lora"
             )
-        if self.learner.lora is not None and self.learner.lora.dropout > 0:
-            raise ValueError(
-                f"learner.lora.dropout is {self.learner.lora.dropout:g}: online training compares the policy with what it "
-                "was, and with dropout it differs from itself. Set it to 0"
-            )
         if self.overlap and self.keep_checkpoints == 1:
             raise ValueError(
                 "keep_checkpoints is 1, and with overlap a run that goes on may need the version before the newest: give 2"
             )
-        if settings.kl.controller == "adaptive" and answers >= 5 * settings.kl.horizon:
-            raise ValueError(
-                f"{section}.kl.horizon is {settings.kl.horizon:g} answers, and a step has {answers} (prompts_per_step x "
-                f"directions.per_prompt x samples): the coefficient would jump. Set {section}.kl.horizon to more than "
-                f"{answers / 5:g}"
-            )
+        if told := unlearnable(settings, self.learner, answers):
+            raise ValueError(told)
         return self
 
     @property
@@ -168,7 +180,7 @@ class OnlineRecipe(Run, ABC):
     @property
     def section(self) -> str:
         """The key of what `update` returns: ppo or grpo."""
-        return "ppo" if isinstance(self.update(), Ppo) else "grpo"
+        return section_of(self.update())
 
     @abstractmethod
     def update(self) -> Update:

@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 
 from rhumbline import config, durable
+from rhumbline.config.online import unlearnable
 from rhumbline.data.chat import Encoded
 from rhumbline.errors import ConfigError, TrainingError
 from rhumbline.learning import checkpoints, value
@@ -341,25 +342,12 @@ class OnlineLearner:
 def _check_settings(
     settings: config.Ppo | config.Grpo, learner: config.Learner, answers_per_step: int, max_tokens: int | None
 ) -> None:
-    if learner.lora is not None and learner.lora.dropout > 0:
-        raise ConfigError(
-            f"learner.lora.dropout is {learner.lora.dropout:g}: online training compares the policy with what it was, and "
-            "with dropout it differs from itself. Set it to 0"
-        )
+    if told := unlearnable(settings, learner, answers_per_step):
+        raise ConfigError(told)
     if settings.reduction == "constant" and max_tokens is None:
         raise ConfigError(
             "reduction is 'constant', which divides by the most tokens an answer may have: give max_tokens, the recipe's "
             "sampling.max_tokens"
-        )
-    if isinstance(settings, config.Grpo) and settings.per_objective and settings.kl.place == "reward":
-        raise ConfigError(
-            "grpo.per_objective has no one reward that the KL could be taken off: set grpo.kl.place to loss, or "
-            "grpo.per_objective to false"
-        )
-    if settings.kl.controller == "adaptive" and answers_per_step >= 5 * settings.kl.horizon:
-        raise ConfigError(
-            f"kl.horizon is {settings.kl.horizon:g} answers, and a step has {answers_per_step}: the coefficient would jump. "
-            f"Set kl.horizon to more than {answers_per_step / 5:g}"
         )
 
 
