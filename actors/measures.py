@@ -4,7 +4,7 @@
     nats = measures.kl("t=1", completions, references)            # {"p1/d0/s0": 3.2, ...}; starts the pool where it must
     own = measures.scores("t=1", scored, scorers, head)           # [(completion, score), ...], more is better
 
-Both are kept in the run's store as evaluation/<label>.<what>.json, and what is there is read back.
+Both are kept in the run's store as evaluation/<label>.<what>.json, batch by batch, and what is there is not asked for again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Measures:
 
     def kl(self, label: str, completions: Sequence[Completion], references: Pool) -> dict[str, float]:
         """Completion id -> nats; missing where its shard failed."""
-        if self.store.marked(f"evaluation/{label}.kl") is None and not references.started:
+        known = self.store.marked(f"evaluation/{label}.kl") or {}
+        if not references.started and any(c.id not in known for c in completions):
             references.__enter__()
         return self._measured(f"evaluation/{label}", "kl", completions, references, "kl")
 
@@ -50,19 +51,20 @@ class Measures:
     ) -> dict[str, float]:
         """Completion id -> a number that a pool's actors find for it; kept in the store as <stage>.<what>.json."""
         mark = f"{stage}.{what}"
-        known = self.store.marked(mark)
-        if known is None:
-            began, shards = time.monotonic(), batches(completions, 128)
-            known = {}
+        known: dict[str, Any] = self.store.marked(mark) or {}
+        asked = [c for c in completions if c.id not in known]
+        if asked:
+            began, shards = time.monotonic(), batches(asked, 128)
             for index, result in pool.map(method, ((i, (b, *arguments)) for i, b in enumerate(shards))):
-                if isinstance(result, Failed):
-                    self.store.event("failed", stage=mark, shard=index, reason=result.error, samples=len(shards[index]))
-                else:
-                    known |= dict(zip((c.id for c in shards[index]), result, strict=True))
-            if len(known) == len(completions):  # else the next session tries again
+                batch, now = shards[index], time.monotonic()
+                if isinstance(result, Failed):  # the next session tries again
+                    self.store.event("failed", stage=mark, shard=index, reason=result.error, samples=len(batch))
+                    continue
+                known |= dict(zip((c.id for c in batch), result, strict=True))
                 self.store.mark(mark, known)
-            tokens = sum(len(c.token_ids) for c in completions)
-            self.accounts.add(f"{stage}-{what}", time.monotonic() - began, len(completions), tokens)
+                tokens = sum(len(c.token_ids) for c in batch)
+                self.accounts.add(f"{stage}-{what}", now - began, len(batch), tokens, on_top=True)
+                began = now
         return {key: float(value) for key, value in known.items()}
 
 

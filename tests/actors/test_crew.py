@@ -36,9 +36,12 @@ class Scorers:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.killed_before: int | None = None  # the unit
 
     def map(self, method: str, units: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[tuple[int, Any]]:
         for index, (completions, head) in units:
+            if index == self.killed_before:
+                raise KeyboardInterrupt
             self.asked.append((method, head, len(completions)))
             yield index, [float(one.text) for one in completions]
 
@@ -85,6 +88,20 @@ def test_answers_are_compared_by_the_held_out_head_and_its_scores_are_kept(crew:
     assert figures(crew.recipe, CALIBRATION, told)["win_rate"] == 0.53125
     crew.judge("t=1", own, CALIBRATION, t=1)
     assert len(scorers.asked) == 2  # read back
+
+
+def test_a_killed_driver_asks_only_for_the_scores_that_it_had_not_been_given(crew: Crew, scorers: Scorers) -> None:
+    own = says("a", NEAR, *map(float, range(300)))
+    scorers.killed_before = 2
+    with pytest.raises(KeyboardInterrupt):
+        crew.judge("t=1", own, CALIBRATION, t=1)
+    scorers.killed_before, before = None, list(scorers.asked)
+    again = [*own, *says("b", NEAR, 5.0)]  # and for those of a shard that was given up
+    told = crew.judge("t=1", again, CALIBRATION, t=1)
+    assert [asked[2] for asked in before] == [128, 128]
+    assert [asked[2] for asked in scorers.asked[2:]] == [45, 3]  # the rest, and the opponent's answers
+    assert told[0].directions[0].win_rate is not None
+    assert crew.accounts.stages()[0]["items"] == 301
 
 
 def test_an_adapter_of_other_weights_under_the_same_name_is_refused_with_its_keys(crew: Crew, tmp_path: Path) -> None:
