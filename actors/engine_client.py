@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -151,7 +152,7 @@ async def _alive(handle: Any) -> bool:
         await asyncio.wait_for(response, PROBE_S)
     except BackPressureError:
         return True  # it is busy, which only one that lives can be
-    except (TimeoutError, RayError, RayServeException):
+    except (TimeoutError, RayError, RayServeException, AioRpcError):
         with suppress(RayError, RayServeException):
             response.cancel()
         return False
@@ -164,7 +165,8 @@ def as_engine_error(error: BaseException, what: str = "engine") -> BaseException
         return EngineError(f"the queue of the {what} is full, come again", 503, "overloaded")
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
         return EngineError(f"the {what} is not there, come again", 503, "unavailable")
-    if isinstance(error, RayActorError):
+    # Of the connection itself: what a replica raises comes as a message. UNAVAILABLE is a RayActorError by then.
+    if isinstance(error, RayActorError | AioRpcError):
         return EngineError(f"the replica of the {what} died with this request, come again", 503, "replica_died")
     if isinstance(error, RequestCancelledError):
         return asyncio.CancelledError()

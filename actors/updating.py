@@ -95,7 +95,7 @@ def start_serve(plan: Plan) -> None:
         serve.start(
             proxy_location="EveryNode",
             http_options=dict(plan.http),
-            controller_options={"runtime_env": {"env_vars": patience}},
+            controller_options={"runtime_env": {"env_vars": patience | serve_internals.DATA_PLANE}},
         )
     until = time.monotonic() + PROXY_S
     while not _answers(f"{plan.url}/-/healthz"):

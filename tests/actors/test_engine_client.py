@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -143,6 +145,13 @@ def test_what_may_be_tried_again_is_503(monkeypatch: pytest.MonkeyPatch, raised:
     one, _ = engine(monkeypatch, [['data: {"a": 1}\n\n'], raised])
     with pytest.raises(EngineError, match="come again"):
         asyncio.run(_all(one.stream_chat({"model": "smol"}, request_id="r")))
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNKNOWN, StatusCode.CANCELLED, StatusCode.INTERNAL])
+def test_a_connection_that_breaks_is_a_replica_that_died(code: StatusCode) -> None:
+    told = as_engine_error(AioRpcError(code, Metadata(), Metadata(), details="Stream removed"))
+    assert isinstance(told, EngineError)
+    assert (told.status, told.code) == (503, "replica_died")
 
 
 def test_other_errors_are_ours_and_cancelling_stays_cancelling() -> None:
