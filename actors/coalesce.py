@@ -11,7 +11,7 @@ from typing import Any
 
 
 async def together(items: AsyncIterator[Any], interval_s: float) -> AsyncIterator[list[Any]]:
-    """The first item at once, later ones in batches of `interval_s`: each batch costs a message between processes."""
+    """The first item at once, later ones in batches of `interval_s`, the last ones as soon as the source has ended."""
     queue: asyncio.Queue[Any] = asyncio.Queue()
     done = object()
 
@@ -36,7 +36,7 @@ async def together(items: AsyncIterator[Any], interval_s: float) -> AsyncIterato
             if ended:
                 await reader  # raises what it raised
                 return
-            await asyncio.sleep(interval_s)
+            await asyncio.wait({reader}, timeout=interval_s)
     finally:
         if not reader.done():
             reader.cancel()

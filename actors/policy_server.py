@@ -38,7 +38,7 @@ class Policy(LLMServer):
     """`answer` for a whole answer, `stream` for its chunks; an OpenAI error object where vLLM refuses."""
 
     async def __init__(  # type: ignore[misc]
-        self, llm_config: LLMConfig, *, folder: str, weights: str, stream_interval_s: float = 0.05
+        self, llm_config: LLMConfig, *, folder: str, weights: str, stream_interval_s: float
     ) -> None:
         # Serve awaits constructors, and LLMServer's is one of these.
         if (
@@ -167,6 +167,6 @@ def policy_app(args: dict[str, Any]) -> serve.Application:
         bind_kwargs={
             "folder": args["folder"],
             "weights": weights,
-            "stream_interval_s": policy.stream_interval_s,
+            "stream_interval_s": policy.stream_interval(),
         },
     )

@@ -200,6 +200,11 @@ def test_the_first_chunk_never_waits_and_later_ones_travel_together() -> None:
     assert ended
 
 
+def test_the_end_of_a_source_does_not_wait_for_the_interval() -> None:
+    batches, _ = asyncio.run(asyncio.wait_for(_batches(3600.0), 60))
+    assert batches == [[0], [1, 2, 3, 4, 5]]
+
+
 def test_a_failing_source_fails_after_what_came_before() -> None:
     async def items() -> AsyncIterator[int]:
         yield 1

@@ -54,10 +54,18 @@ class PolicyServing(Section):
     threads: int | None = Field(None, gt=0)  # on the CPU; None: as many as this machine has cores
     max_ongoing_requests: int = Field(64, gt=0)  # of a replica
     max_queued_requests: int = Field(256, ge=0)  # of an ingress replica, beyond those; more are refused with 503
-    stream_interval_s: float = Field(0.05, ge=0)  # chunks that come closer travel together; the first never waits
+    # Chunks that come closer travel together; the first and the last never wait. None: 0.05, and 0.25 on the CPU, where every
+    # message takes time from the engine's threads.
+    stream_interval_s: float | None = Field(None, ge=0)
     engine: dict[str, Any] = Field(default={})  # vLLM's engine arguments
     env: dict[str, str] = Field(default={})  # of the replica and its engine, e.g. VLLM_CPU_KVCACHE_SPACE
     options: dict[str, Any] = Field(default={})  # other fields of ray.serve.llm.LLMConfig, e.g. accelerator_type
+
+    def stream_interval(self) -> float:
+        """Seconds."""
+        if self.stream_interval_s is not None:
+            return self.stream_interval_s
+        return 0.05 if self.num_gpus else 0.25
 
 
 class RewardServing(Section):
