@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rhumbline import config
+from tests.jobs import test_dpo_run as dpo
 from tests.jobs.dpa_runs import drive, run
 from tests.jobs.test_online_run import PPO, online
 
@@ -115,3 +116,20 @@ def test_a_killed_driver_of_a_search_resumes_to_the_same_figures(
     assert again.returncode == 0, again.stdout + again.stderr
     assert figures(runs) == figures(undisturbed_runs)
     assert {point: records(runs)[point] for point in first} == first  # what was finished was not computed again
+
+
+def test_a_search_over_a_job_whose_learner_is_ray_train_s(tmp_path: Path) -> None:
+    """Ray Train's placement group lies beside the trial's, and one trial after the other finds room for both."""
+    dpo.recipe(tmp_path, **dpo.DPO).rename(tmp_path / "dpo.yaml")
+    space = {"loss.beta": {"values": [0.1, 1.0]}}
+    path = sweep(tmp_path, recipe="dpo.yaml", space=space, metrics={"hypervolume": "max", "length": "min"})
+    runs = tmp_path / "runs"
+    ended = run(path, runs, job="sweep", timeout=480)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    trials = [json.loads(file.read_text()) for file in sorted((runs / "search" / "trials").glob("t-*.json"))]
+    assert {trial["point"]["loss.beta"]: trial["state"] for trial in trials} == {0.1: "done", 1.0: "done"}
+    learned = [dpo.losses(runs / "search" / "trials" / trial["folder"]) for trial in trials]
+    assert [losses[0] for losses in learned] == [pytest.approx(0.6931, abs=1e-4)] * 2  # ln 2 whatever beta is
+    assert learned[0] != learned[1]
+    best = config.load(runs / "search" / "report" / "best.yaml", [], kind=config.DpoRecipe)
+    assert best.loss.beta in (0.1, 1.0)
