@@ -16,11 +16,13 @@ from rhumbline.errors import ResourceError
 RAY = ("2.60", "2.62")  # from, below: what this was read and tested against
 # Of Serve's controller, from which proxies and replicas have theirs: what Ray documents for high throughput (guides of KubeRay).
 # Requests and chunks go from process to process by gRPC and not as Ray's objects, and a replica has one event loop instead of
-# three: on two cores that is a quarter of all tokens (docs/decisions.md). Without it everything works, slower. Direct ingress
-# would take the proxies away, and with them an ingress that is replaced unnoticed.
+# three: on two cores that is a quarter of all tokens (docs/decisions.md). Without it everything works, slower. The proxies need a
+# word of their own: Ray 2.60 decides about them before it reads what the first variable implies (serve/_private/constants.py).
+# Direct ingress would take the proxies away, and with them an ingress that is replaced unnoticed.
 # The controller looks around twice a second and not ten times.
 DATA_PLANE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }

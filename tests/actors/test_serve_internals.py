@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from actors import serve_internals
@@ -35,6 +39,20 @@ def test_what_serving_needs_of_rays_internals_is_there() -> None:
 
     counts.record(SchedulerStats(num_running_reqs=3, num_waiting_reqs=1, num_skipped_waiting_reqs=1), None)
     assert (counts.running, counts.waiting) == (3, 2)
+
+
+def test_every_hop_of_a_request_is_grpc() -> None:
+    """Ray reads these once, when it is imported, and one of them before another that implies it."""
+    names = ("RAY_SERVE_USE_GRPC_BY_DEFAULT", "RAY_SERVE_PROXY_USE_GRPC", "RAY_SERVE_ENABLE_DIRECT_INGRESS")
+    ask = f"from ray.serve._private import constants as c; print([getattr(c, name) for name in {names}])"
+    told = subprocess.run(
+        [sys.executable, "-c", ask],
+        env={**os.environ, **serve_internals.DATA_PLANE},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "[True, True, False]"
 
 
 def test_another_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
