@@ -16,8 +16,9 @@ Both servers stay up. While one works the other is idle, but for what Ray does b
 and greedy, all answers have --max-tokens tokens. Before anything is timed both are asked the same and must give the same text.
 
 There is a throughput line per number of streams, and lines for the time to the first token and for the 50% and 95% quantiles
-of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. Ours sends the tokens of 50 ms
-together, the rival each by itself. The last line, `serving`, is the throughput at the number of streams where ours is worst.
+of whole requests, as the rival's time divided by ours: above 1 ours is faster throughout. On a CPU ours sends the tokens
+of a quarter of a second together (policy.stream_interval_s), the rival each by itself. The last line, `serving`, is the
+throughput at the number of streams where ours is worst.
 `serving_steering` is 1 ms divided by the median time that one request spends on its direction, in this process, without any
 server.
 """
