@@ -56,9 +56,9 @@ from rhumbline.config import Run, SweepRecipe
 from rhumbline.config.sweep import Point
 from rhumbline.errors import ConfigError, ResourceError, RhumblineError, RunError, TrainingError
 from rhumbline.evaluation.search import fault
-from rhumbline.evaluation.search_report import Steps, write_report
+from rhumbline.evaluation.search_report import Held, Steps, write_report
 from rhumbline.plan import Plan, Want, wanted
-from rhumbline.runs import online_steps
+from rhumbline.runs import evaluations, online_steps
 from rhumbline.store import FREE_KEYS, lasting
 
 STATE = "tune"  # Tune's folder within a sweep's
@@ -132,6 +132,7 @@ def report(sweep: SweepRecipe, folder: Path, command: str) -> Path:
         headings=sweep.headings(),
         recipe_of=lambda trial: config.dump(sweep.trial(trial["point"], f"{sweep.name}-best")),
         steps_of=lambda trial: _steps(folder / trial["folder"]),
+        held_of=lambda trial: _held_out(folder / trial["folder"]),
         command=command,
     )
 
@@ -143,6 +144,12 @@ def _steps(folder: Path) -> Steps | None:
     except RunError:
         return None
     return Steps(told.rows, told.target)
+
+
+def _held_out(folder: Path) -> Held | None:
+    """What a trial's last policy was evaluated to; None where nothing was."""
+    initial, policies = evaluations(folder)
+    return Held(policies[-1], initial) if policies else None
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

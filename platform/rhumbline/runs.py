@@ -118,6 +118,14 @@ def line(run: Run) -> str:
     return f"{run.name:<24}{run.state:<9}{_ago(run.heartbeat_age_s):<12}{where}".rstrip()
 
 
+def evaluations(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """JSON of `PolicyEvaluation`: of the initial policy, None where it was not asked, and of every evaluated one by its t."""
+    files = sorted((path / "evaluation").glob("t=*.json"), key=lambda file: _in_order(file.name))
+    return _json(path / "evaluation/initial.json") or None, [
+        _json(file) for file in files if file.suffixes == [".json"]
+    ]
+
+
 def describe(path: Path) -> Iterator[str]:
     """The lines of `runs show`: state, what is finished, results per iteration, where the report is."""
     run = read(path)
@@ -151,8 +159,7 @@ def _work(path: Path) -> Iterator[str]:
 
 def _results(path: Path) -> Iterator[str]:
     summary = _json(path / "report/summary.json")
-    files = sorted((path / "evaluation").glob("t=*.json"), key=lambda file: _in_order(file.name))
-    iterations = summary.get("iterations") or [_json(file) for file in files]
+    iterations = summary.get("iterations") or evaluations(path)[1]
     for result in iterations:
         if result.get("t") is None:
             continue

@@ -67,7 +67,16 @@ def test_a_search_leaves_a_table_a_front_and_a_recipe_that_loads(undisturbed: tu
     runs = undisturbed[1]
     home = runs / "search"
     assert set(done(runs)) == POINTS
-    for name in ("index.md", "trials.csv", "front.csv", "front.png", "parallel.png", "best.yaml"):
+    for name in (
+        "index.md",
+        "trials.csv",
+        "front.csv",
+        "front.png",
+        "parallel.png",
+        "curves.png",
+        "spread.png",
+        "best.yaml",
+    ):
         assert (home / "report" / name).is_file(), name
     with (home / "report" / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(POINTS)

@@ -13,7 +13,8 @@ import pytest
 
 from rhumbline.evaluation.search import best, configuration, counted, fault, front, table
 from rhumbline.evaluation.search_plots import draw_grid, draw_parallel
-from rhumbline.evaluation.search_report import Steps, write_report
+from rhumbline.evaluation.search_report import Held, Steps, write_report
+from tests.rhumbline.evaluation_fakes import evaluation, obedient
 
 METRICS = {"reward": "max", "kl": "min"}
 HEADINGS = {"directions.fixed": "weight of preference"}
@@ -148,6 +149,33 @@ def test_trials_that_learn_online_are_drawn_step_by_step(tmp_path: Path) -> None
     last = {row["run"]: float(row["learn/kl"]) for row in rows if row["step"] == "2.0"}
     assert last == {configuration(TRIALS[n], HEADINGS): float(n) for n in (0, 2, 3)}  # 4 failed, 1 has no steps
     assert "curves.csv" not in written(tmp_path / "report", TRIALS)  # nor is an earlier figure left
+
+
+def test_objectives_are_drawn_over_prompts_with_a_box_for_every_trial(tmp_path: Path) -> None:
+    start = evaluation(None, obedient(angles_deg=None, quality=45.0)).to_json()
+    other = evaluation(None, obedient(angles_deg=None, quality=46.0)).to_json()
+
+    def said(files: dict[str, bytes]) -> dict[str, float]:
+        rows = csv.DictReader(io.StringIO(files["spread.csv"].decode()))
+        return {r["label"]: float(r["mean"]) for r in rows if r["objective"] == "helpfulness" and r["asked"] != "least"}
+
+    def held_of(one: Any, initial: Any = start) -> Held | None:
+        quality = 50.0 + one["number"]
+        return None if one["number"] == 1 else Held(evaluation(1, obedient(quality=quality)).to_json(), initial)
+
+    files = written(tmp_path / "report", TRIALS, held_of=held_of)
+    assert files["spread.png"][:4] == b"\x89PNG"
+    assert "![spread](spread.png)" in files["index.md"].decode()
+    means = said(files)
+    assert means.keys() == {"initial policy", "0", "2", "3"}  # 4 failed, 1 was not evaluated
+    assert [means[n] - means["0"] for n in "23"] == pytest.approx([2.0, 3.0])
+
+    # Initial policies that said other things are not one.
+    mixed = written(
+        tmp_path / "report", TRIALS, held_of=lambda one: held_of(one, start if one["number"] == 0 else other)
+    )
+    assert said(mixed).keys() == {"0", "2", "3"}
+    assert not {"spread.png", "spread.csv"} & written(tmp_path / "report", TRIALS).keys()
 
 
 def test_the_report_has_table_front_coordinates_and_a_ready_recipe(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The report of a search: a page with the front and the best, tables, figures, and the best recipe, ready to run.
 
-write_report(Path("runs/sweep/report"), ...)  # index.md, trials.csv, front.csv, curves.csv, best.yaml, summary.json, figures
+write_report(Path("runs/sweep/report"), ...)  # index.md, trials.csv, front.csv, best.yaml, summary.json, figures with their CSVs
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from rhumbline import durable
 from rhumbline.cards.figures import csv_of, png
 from rhumbline.evaluation.curves import Rows, compared
+from rhumbline.evaluation.plots import STYLE, distributions
 from rhumbline.evaluation.search import (
     JSON,
     Metrics,
@@ -29,8 +31,9 @@ from rhumbline.evaluation.search import (
 )
 from rhumbline.evaluation.search_plots import draw_front, draw_grid, draw_parallel
 
-FIGURES = ("front.png", "parallel.png", "grid.png", "curves.png")
-MOST_CURVES = 12  # lines that an eye still tells apart; the CSV has every trial
+FIGURES = ("front.png", "parallel.png", "grid.png", "curves.png", "spread.png")
+TABLES = ("front.csv", "curves.csv", "spread.csv")
+MOST_CURVES = 12  # lines and boxes that an eye still tells apart; the CSV has every trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,14 @@ class Steps:
 
     rows: Rows
     target: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What held-out prompts said of a trial: JSON of `PolicyEvaluation`, of its last policy and of the initial one."""
+
+    last: JSON
+    initial: JSON | None
 
 
 def draw(trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str]) -> dict[str, Figure]:
@@ -60,11 +71,13 @@ def write_report(
     headings: Mapping[str, str],
     recipe_of: Callable[[JSON], str],
     steps_of: Callable[[JSON], Steps | None] = lambda _: None,
+    held_of: Callable[[JSON], Held | None] = lambda _: None,
     command: str,
 ) -> Path:
     """Write everything into `folder` and return its index.md.
 
-    `recipe_of` gives the YAML of a trial's recipe, ready to run; `steps_of` its curve, None where it has none.
+    `recipe_of` gives the YAML of a trial's recipe, ready to run; `steps_of` its curve and `held_of` its evaluation, None where it
+    has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     on, (chosen, rule) = front(trials, metrics), best(trials, metrics)
@@ -73,7 +86,7 @@ def write_report(
     if chosen is not None:
         files["front.csv"] = csv_of([row for row in rows if row["front"]])
         files |= {file: png(figure) for file, figure in draw(trials, metrics, headings).items()}
-        files |= _curves(trials, metrics, headings, steps_of)
+        files |= _curves(trials, metrics, headings, steps_of) | _spread(counted(trials, metrics), on, held_of)
         figures = ", ".join(f"{figure} {chosen['figures'][figure]:.4g}" for figure in metrics)
         said = f"# Trial {chosen['number']} of the search {name}: {rule}.\n# {figures}\n"
         files["best.yaml"] = (said + recipe_of(chosen)).encode()
@@ -90,7 +103,7 @@ def write_report(
     files["summary.json"] = durable.to_json(summary, indent=1).encode()
     drawn = [file for file in FIGURES if file in files]
     files["index.md"] = page(name, trials, metrics, headings, command, drawn).encode()
-    for stale in {"front.csv", "best.yaml", "curves.csv", *FIGURES} - files.keys():
+    for stale in {*TABLES, "best.yaml", *FIGURES} - files.keys():
         (folder / stale).unlink(missing_ok=True)  # of an earlier report, by other metrics
     for file, data in files.items():
         durable.replace(folder / file, data)
@@ -126,6 +139,11 @@ def page(
         lines += [line for file in drawn for line in ("", f"![{file.removesuffix('.png')}]({file})")]
         if "curves.png" in drawn and len(good) > MOST_CURVES:
             lines += ["", f"Curves of {MOST_CURVES} trials, those of the front first; `curves.csv` has every trial's."]
+        if "spread.png" in drawn:
+            lines += [
+                "",
+                "Boxes, one per trial: the middle half of the held-out prompts. `spread.csv` has their figures.",
+            ]
         keys, figures = list(good[0]["point"]), reported(good, metrics)
         lines += ["", "## Trials that count", "", "Those marked * are not dominated by any other.", ""]
         lines += _row(["trial", *(headings.get(key, key) for key in keys), *figures, "folder"])
@@ -156,6 +174,26 @@ def _curves(
     drawn = compared(shown_rows, {name: steps.target for name, steps in told.items() if steps.target is not None})
     rows = compared({name: steps.rows for name, steps in told.items()}, {}).rows
     return {"curves.png": png(drawn.figure), "curves.csv": csv_of(rows)}
+
+
+def _spread(good: Sequence[JSON], on: Sequence[int], held_of: Callable[[JSON], Held | None]) -> dict[str, bytes]:
+    """spread.png and spread.csv: every objective over the held-out prompts, a box per trial, where all have the same objectives.
+
+    The initial policy stands beside them where it was the same answers in every trial.
+    """
+    found = {int(trial["number"]): held for trial in good if (held := held_of(trial)) is not None}
+    if not found or len({tuple(held.last["objectives"]) for held in found.values()}) > 1:
+        return {}
+    starts = [held.initial for held in found.values() if held.initial is not None]
+    same = len(starts) == len(found) and all(start["per_prompt"] == starts[0]["per_prompt"] for start in starts)
+    initial = starts[0] if same else None
+    named = {number: {**held.last, "label": str(number)} for number, held in found.items()}
+    shown_first = sorted(sorted(named, key=lambda number: (number not in on, number))[:MOST_CURVES])
+    with matplotlib.rc_context(STYLE):
+        drawn = distributions([named[number] for number in shown_first], initial)
+        drawn.figure.axes[-1].set_xlabel("trial")
+        rows = distributions([named[number] for number in sorted(named)], initial).rows
+    return {"spread.png": png(drawn.figure), "spread.csv": csv_of(rows)}
 
 
 def _figure(value: float | None) -> str:
