@@ -32,7 +32,7 @@ from actors.scorer import Scorer
 from rhumbline import config, steering
 from rhumbline.codecs import Codec
 from rhumbline.data.prompts import turn_id
-from rhumbline.errors import CodecError, ConfigError, StoreError
+from rhumbline.errors import ConfigError, StoreError
 from rhumbline.evaluation.evaluate import PolicyEvaluation
 from rhumbline.evaluation.wins import win_shares
 from rhumbline.learning.policy import merge_adapter
@@ -287,11 +287,7 @@ class Crew:
         contract, out = steering.read(folder), self.store.checkpoint_dir(t)
         contract.require(objectives=self.names, codec=self.plan.codec, reward_model=self.reward_model.id)
         contract.require_weights(folder)
-        if contract.initial != self.recipe.policy.initial:
-            raise CodecError(
-                f"{folder} was trained from {contract.initial}, the recipe starts from {self.recipe.policy.initial} "
-                "(policy.initial)"
-            )
+        contract.require_initial(folder, self.recipe.policy.initial)
         trusted = self.recipe.policy.trust_remote_code
         if self.store.marked(f"iterations/t={t}/learn") is None:
             shutil.rmtree(out, ignore_errors=True)

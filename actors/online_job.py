@@ -76,9 +76,12 @@ class OnlineJob:
             yield online
 
     def evaluate(self, t: int) -> None:
-        """Evaluate version t, and say what it came to."""
+        """Evaluate version t, and say what it came to; of the last one the job's own result says it, once the report is there:
+        a scheduler that hears of it before would stop a run that has learned all it will, and take it out of the comparison.
+        """
         evaluated = self.crew.evaluate(t, self.first.calibration)
-        self.on_evaluation(figures(self.recipe, self.first.calibration, evaluated))
+        if t < self.recipe.steps:
+            self.on_evaluation(figures(self.recipe, self.first.calibration, evaluated))
 
     def report(self, online: Online) -> Figures:
         """Write the report on the kept versions; returns what the last one came to (`actors.summary.figures`)."""

@@ -46,6 +46,7 @@ class Preferences:
         self.notes: list[str] = []
         self.trained_on: set[str] = set()  # turn ids of prompts that come from elsewhere
         self.source = None if recipe.store is None else _same_objectives(recipe, Path(recipe.store.run))
+        self._judged: Samples | None = None  # of people, once they were read
 
     @property
     def elsewhere(self) -> bool:
@@ -64,7 +65,11 @@ class Preferences:
         return found
 
     def check(self, plan: Plan) -> None:
-        """Raises RunError where the other run is not finished, or was scored by another reward model."""
+        """Raises RunError where the other run is not finished, or was scored by another reward model, and DataError where pairs
+        cannot be read, or none is left.
+        """
+        if self.recipe.pairs is not None:
+            self._judged = self._of_people(plan.splits)
         if self.source is None:
             return
         run, state = self.source.path, self.source.status().get("state")
@@ -92,7 +97,7 @@ class Preferences:
     def samples(self, plan: Plan, standardiser: Standardiser) -> Samples:
         """From files, or from the other run's store."""
         if self.recipe.pairs is not None:
-            made = self._of_people(plan.splits)
+            made = self._of_people(plan.splits) if self._judged is None else self._judged
             if any(data.profile for data in self.recipe.pairs.values()):
                 asked, known = len(plan.splits.evaluation), len(plan.profiles)
                 self.notes.append(

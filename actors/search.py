@@ -340,7 +340,8 @@ def _tune_config(sweep: SweepRecipe, folder: Path) -> Any:
     scheduler = None
     if sweep.scheduler == "asha":
         ((metric, mode),) = sweep.metrics.items()
-        # One evaluation is one unit of its time, and a trial's last evaluation is not its end: it must not be stopped there.
+        # One evaluation is one unit of its time; a trial's last one comes with its end. One that is due more is not stopped at
+        # max_t: it would be without a result.
         given = {"stop_last_trials": False} | sweep.tune.scheduler
         scheduler = _taken("scheduler", Asha, folder / STATE / "asha.pkl", metric=metric, mode=mode, **given)
     settings = {"max_concurrent_trials": sweep.max_concurrent} | sweep.tune.config

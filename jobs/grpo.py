@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 def run(
     recipe: GrpoRecipe, plan: Plan, runs: Path, resume: bool, asked: str, on_evaluation: Report = unheard
 ) -> Figures:
-    """The algorithm; returns what the last policy came to (`actors.summary.figures`), as `on_evaluation` hears of each."""
+    """The algorithm; returns what the last policy came to (`actors.summary.figures`), as `on_evaluation` of earlier ones."""
     from actors.online_job import OnlineJob
 
     with OnlineJob.begin(recipe, plan, runs, resume, asked, on_evaluation) as job:

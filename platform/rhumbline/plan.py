@@ -314,6 +314,7 @@ def check_first(recipe: Run, codec: Codec, *, dry_run: bool = False) -> None:
         contract = steering.read(folder)
         contract.require(objectives=names, codec=codec, reward_model=model.id)
         contract.require_weights(folder)
+        contract.require_initial(folder, recipe.policy.initial)
 
 
 def elsewhere(recipe: Run) -> list[str]:

@@ -60,6 +60,18 @@ class Steering:
                 "different checkpoints, or the weights were changed since. Copy a checkpoint's folder as a whole"
             )
 
+    def require_initial(self, folder: str | Path, initial: str) -> None:
+        """Raises CodecError where the checkpoint in `folder` was trained from another policy than `initial`, a folder or a name.
+
+        Two ways to write one folder are one. That a name leads to the same weights as then, an adapter's own base says.
+        """
+        there, here = (Path(name).expanduser() for name in (self.initial, initial))
+        if self.initial != initial and not (there.is_dir() and here.is_dir() and there.samefile(here)):
+            raise CodecError(
+                f"{folder} was trained from {self.initial}, the recipe starts from {initial} (policy.initial): give the "
+                "policy that it was trained from, or another checkpoint"
+            )
+
     def make_codec(self) -> Codec:
         """The codec that the policy was trained with. Raises CodecError where this Rhumbline speaks another version."""
         return codecs.from_dict(self.codec)

@@ -70,11 +70,23 @@ def test_no_judged_pair_left_says_why_and_which_keys_to_look_at(tmp_path: Path) 
     plan: Any = SimpleNamespace(splits=SimpleNamespace(evaluation=(held,), left_out=()))
     given = Preferences(recipe(pairs={"mine": {"path": str(tmp_path / "pairs.jsonl")}}))
     with pytest.raises(DataError) as error:
-        given.samples(plan, Standardiser.identity(2))
+        given.check(plan)  # before anything is started
     assert str(error.value) == (
         "no pair is left of mine (pairs): 0 judged pairs; 3 ties and 1 about held-out prompts were left out. Look at where, "
         "split and limit in pairs.mine, hold fewer prompts out (prompts.evaluation), or give another file"
     )
+
+
+def test_pairs_of_people_are_read_before_anything_starts_and_once(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(splits=SimpleNamespace(evaluation=(), left_out=()))
+    file = tmp_path / "pairs.jsonl"
+    with pytest.raises(DataError, match=f"not found: {file}"):
+        Preferences(recipe(pairs={"mine": {"path": str(file)}})).check(plan)
+    file.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+    given = Preferences(recipe(pairs={"mine": {"path": str(file)}}))
+    given.check(plan)
+    file.unlink()
+    assert len(given.samples(plan, Standardiser.identity(2))) == 1
 
 
 def test_a_direction_that_is_not_said_stands_in_no_prompt() -> None:

@@ -33,6 +33,7 @@ def test_a_shipped_recipe_that_normalises_each_objective_whitens_their_sum(path:
 def test_the_thesis_s_table_of_hyperparameters() -> None:
     recipe = config.load(RECIPES / "ppo" / "thesis-7b.yaml", kind=config.PpoRecipe)
     ppo, learner = recipe.ppo, recipe.learner
+    assert recipe.rewards.standardise  # a network's logit is 50 + 10 z: all of it is beyond the clip of 4
     assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.score_clip) == (0.4, 0.4, 0.4, 4.0)
     assert (learner.lr, learner.weight_decay, learner.betas, learner.epochs) == (1.41e-5, 1e-6, (0.9, 0.95), 4)
     assert learner.lora is not None

@@ -208,6 +208,9 @@ FAULTS = {
     "overrides: {steps: 3}": {
         "overrides: {stepss: 3}": "unknown key stepss. Did you mean 'steps'?",
         "overrides: {ppo.kl.coefficient: 3}": "stands in overrides and in space",
+        "overrides: {ppo: {kl: {coefficient: 3}}}": "stands in overrides and in space",
+        "overrides: {ppo.kl: {}}": "ppo.kl holds ppo.kl.coefficient in space",
+        "overrides: {directions.fixed: {preference: 1}}": "directions.fixed in space holds directions.fixed.preference",
         "overrides: {name: x}": "name is no key to search or override",
     },
     "recipe: ../base.yaml": {

@@ -226,6 +226,16 @@ def test_groups_that_teach_nothing() -> None:
     assert check_health([], steps=steps(8, constant_groups=[4.0, 4.0], groups=[8.0, 8.0])) == []
 
 
+def test_rewards_that_their_clip_makes_the_same() -> None:
+    most = steps(8, score_clipped=[0.2, 1.0, 0.9])  # 95% in the last two
+    assert "95% of the answers of the last 2 steps scored beyond ppo.score_clip" in messages(
+        check_health([], steps=most), "warning"
+    )
+    assert check_health([], steps=steps(8, score_clipped=[1.0, 0.9, 0.9])) == []
+    watch = Watch(objectives=("helpfulness",), kl_target=None, section="ppo")
+    assert [len(watch.look(row)) for row in most[-3:]] == [0, 1, 0]  # said once, at the first step that shows it
+
+
 def test_errors_come_first() -> None:
     same = GOOD[1] | {"neighbour_overlap": [0.95, 0.97, 1.0]}
     findings = check_health([GOOD[0], same], selected={"failed": 1, "candidates": 99}, losses=[float("nan")])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,22 @@ def test_another_format_is_refused(tmp_path: Path, change: dict[str, object]) ->
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CodecError, match="format"):
         read(tmp_path)
+
+
+def test_a_checkpoint_of_another_policy_is_refused_and_one_folder_has_many_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sft").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one = replace(steering(), initial="sft")
+    for name in ("sft", str(tmp_path / "sft"), "./sft/"):
+        one.require_initial("t=3", name)
+    (tmp_path / "other").mkdir()
+    for name in ("other", "org/sft"):
+        with pytest.raises(
+            CodecError, match=rf"t=3 was trained from sft, the recipe starts from {name} \(policy.initial"
+        ):
+            one.require_initial("t=3", name)
 
 
 def test_other_objectives_words_or_rewards_are_refused() -> None:

@@ -132,6 +132,13 @@ class Tune(Section):
     config: dict[str, Any] = Field(default={})  # ray.tune.TuneConfig
 
 
+def _leaves(key: str, value: Any) -> list[str]:
+    """Dotted keys of what an override sets."""
+    if not isinstance(value, Mapping) or not value:
+        return [key]
+    return [leaf for name, one in value.items() for leaf in _leaves(f"{key}.{name}", one)]
+
+
 class SweepRecipe(Section):
     """Of jobs/sweep.py."""
 
@@ -164,9 +171,17 @@ class SweepRecipe(Section):
                 f"scheduler asha compares trials by one figure, metrics names {len(self.metrics)} ({', '.join(self.metrics)}): "
                 "give one, for example hypervolume, or scheduler: none"
             )
+        leaves = [leaf for key, value in self.overrides.items() for leaf in _leaves(key, value)]
         for key in self.space:
-            if key in self.overrides:
-                raise ValueError(f"{key} stands in overrides and in space: give it once")
+            for other in (*leaves, *(one for one in self.space if one != key)):
+                if f"{other}.".startswith(f"{key}."):
+                    raise ValueError(
+                        f"{key} stands in overrides and in space: give it once"
+                        if key == other
+                        else f"{key} in space holds {other}: one would undo the other, give it once"
+                    )
+                if f"{key}.".startswith(f"{other}."):
+                    raise ValueError(f"{other} holds {key} in space: one would undo the other, give it once")
         for key in (*self.space, *self.overrides):
             if key in ("name", "job"):
                 raise ValueError(

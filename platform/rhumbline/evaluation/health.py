@@ -39,6 +39,9 @@ FAR_ABOVE = 10.0  # times the target: out of reach however far the coefficient h
 MIN_APPROACH = 0.05  # of the distance, from five steps to the next five: less is no approach
 MAX_ENGINE_GAP = 0.03  # of probabilities of sampled tokens; sound runs that mix fp32 and bf16 on CPUs came to 0.022
 MAX_CONSTANT_SHARE = 0.5  # of groups: more of the answers are sampled for nothing than not
+MAX_CLIPPED_SHARE = (
+    0.9  # of answers whose reward is beyond its clip, and so the same; a clip that ends training comes near it
+)
 _SILENT_REMEDY = "Look at its rule or reward model, and ask for more answers per step (prompts_per_step, samples)"
 
 
@@ -248,6 +251,7 @@ class Watch:
         self._steps.append(metrics)
         found = [("KL", finding.message) for finding in kl_out_of_reach(self._signals)]
         found += [("engine", finding.message) for finding in engine_apart(self._signals)]
+        found += [("clip", finding.message) for finding in rewards_clipped_alike(self._signals)]
         for name in _silent(metrics, self._signals.objectives):
             said = "is the same for all answers that are compared: whatever it weighs, nothing is learned about it now"
             found.append((f"objective {name}", f"{name} {said}. {_SILENT_REMEDY}"))
@@ -335,6 +339,18 @@ def groups_that_teach_nothing(signals: Signals) -> Iterator[Finding]:
         )
 
 
+def rewards_clipped_alike(signals: Signals) -> Iterator[Finding]:
+    """Rewards that their clip makes the same for most answers, in the last quarter of the steps."""
+    clipped = _late(signals, "learn/score_clipped")
+    share = sum(clipped) / len(clipped) if clipped else 0.0
+    if share > MAX_CLIPPED_SHARE:
+        yield Finding(
+            "warning",
+            f"{share:.0%} of the answers of the last {len(clipped)} steps scored beyond {signals.section}.score_clip, which "
+            f"makes their rewards the same: standardise them (rewards.standardise), or give another {signals.section}.score_clip",
+        )
+
+
 RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     not_a_number,
     identical_rewards,
@@ -350,6 +366,7 @@ RULES: tuple[Callable[[Signals], Iterator[Finding]], ...] = (
     engine_apart,
     objectives_without_a_say,
     groups_that_teach_nothing,
+    rewards_clipped_alike,
 )
 
 
