@@ -150,6 +150,10 @@ def test_trials_that_learn_online_are_drawn_step_by_step(tmp_path: Path) -> None
     assert last == {configuration(TRIALS[n], HEADINGS): float(n) for n in (0, 2, 3)}  # 4 failed, 1 has no steps
     assert "curves.csv" not in written(tmp_path / "report", TRIALS)  # nor is an earlier figure left
 
+    # Two points that look the same once rounded are two lines.
+    near = [trial(i, 1.0, 1.0 + i, point={"lr": 1.00001 + i * 1e-6}) for i in (0, 2)]
+    assert "curves.png" in written(tmp_path / "near", near, steps_of=steps_of)
+
 
 def test_objectives_are_drawn_over_prompts_with_a_box_for_every_trial(tmp_path: Path) -> None:
     start = evaluation(None, obedient(angles_deg=None, quality=45.0)).to_json()

@@ -50,14 +50,24 @@ def learning(rows: Rows, target: float | None = None) -> Plot:
     )
 
 
-def compared(runs: Mapping[str, Rows], targets: Mapping[str, float]) -> Plot:
-    """The same panels with a line for every run; dashed in its colour the target of its KL, where it has one."""
+def compared(
+    runs: Mapping[str, Rows],
+    targets: Mapping[str, float],
+    *,
+    heading: str = "",
+    looks: Mapping[str, tuple[int, int]] | None = None,
+) -> Plot:
+    """The same panels with a line for every run; dashed in its colour the target of its KL, where it has one.
+
+    heading: what the runs' names say, above them; looks: number of colour and of line style for each run, one after the other
+    where there are none.
+    """
     said = [f"{name} {rows[-1].get('learn/kl', math.nan):.3g}" for name, rows in runs.items() if rows]
     return Plot(
         name="runs",
         title="Runs of online training",
         caption=f"Metrics of the samples that were trained on. KL at the last step, nats per answer: {', '.join(said)}.",
-        figure=_panels(runs, targets),
+        figure=_panels(runs, targets, heading, looks),
         rows=[{"run": name, **row} for name, rows in runs.items() for row in _table(rows)],
     )
 
@@ -94,31 +104,39 @@ def rise(rows: Rows, answers: int, steps: int = 5) -> Rise:
     return Rise(first, last, math.sqrt(sum(spread)), kl)
 
 
-def _panels(runs: Mapping[str, Rows], targets: Mapping[str, float]) -> Figure:
+def _panels(
+    runs: Mapping[str, Rows],
+    targets: Mapping[str, float],
+    heading: str = "",
+    looks: Mapping[str, tuple[int, int]] | None = None,
+) -> Figure:
     shown = [key for key in PANELS if any(key in row for rows in runs.values() for row in rows)]
     with matplotlib.rc_context(STYLE):
         columns = min(3, max(1, len(shown)))
         lines = max(1, -(-len(shown) // columns))
-        figure = Figure(figsize=(3.2 * columns, 2.3 * lines), layout="constrained")
         alone = len(runs) == 1
+        room = max(1, 110 // (6 + max(map(len, runs), default=0)))  # labels beside one another, by their characters
+        above = 0.0 if alone else 0.22 * (-(-len(runs) // room) + bool(heading))
+        figure = Figure(figsize=(3.2 * columns, 2.3 * lines + above), layout="constrained")
         for place, key in enumerate(shown, start=1):
             axes = figure.add_subplot(lines, columns, place)
             for number, (name, rows) in enumerate(runs.items()):
-                colour = COLOURS[4] if alone else COLOURS[number % len(COLOURS)]
+                hue, dash = (number, number // len(COLOURS)) if looks is None else looks[name]
+                colour = COLOURS[4] if alone else COLOURS[hue % len(COLOURS)]
                 drawn = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
                 style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "label": name or None}
-                style["linestyle"] = LINES[number // len(COLOURS) % len(LINES)]
+                style["linestyle"] = LINES[dash % len(LINES)]
                 axes.plot([x for x, _ in drawn], [y for _, y in drawn], **style)
                 if key == "learn/kl" and name in targets:
                     axes.axhline(targets[name], color=COLOURS[0] if alone else colour, linestyle="--", linewidth=1.0)
             axes.set_title(PANELS[key])
             axes.set_xlabel("step")
         if figure.axes and not alone:
-            room = max(1, 110 // (6 + max(map(len, runs))))  # labels beside one another, by their characters
             figure.legend(
                 *figure.axes[0].get_legend_handles_labels(),
                 loc="outside upper center",
                 ncols=min(len(runs), room),
+                title=heading or None,
                 frameon=False,
             )
     return figure

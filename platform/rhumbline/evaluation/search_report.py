@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from rhumbline import durable
 from rhumbline.cards.figures import csv_of, png
-from rhumbline.evaluation.curves import Rows, compared
-from rhumbline.evaluation.plots import STYLE, distributions
+from rhumbline.evaluation.curves import LINES, Rows, compared
+from rhumbline.evaluation.plots import COLOURS, STYLE, distributions
 from rhumbline.evaluation.search import (
     JSON,
     Metrics,
@@ -167,13 +167,32 @@ def _curves(
     """curves.png and curves.csv of the trials that count, where they learn online; those of the front come first."""
     on = set(front(trials, metrics))
     by_rank = sorted(counted(trials, metrics), key=lambda trial: (trial["number"] not in on, int(trial["number"])))
-    told = {configuration(trial, headings): steps for trial in by_rank if (steps := steps_of(trial)) is not None}
+    told = [(trial, steps) for trial in by_rank if (steps := steps_of(trial)) is not None]
     if not told:
         return {}
-    shown_rows = {name: steps.rows for name, steps in list(told.items())[:MOST_CURVES]}
-    drawn = compared(shown_rows, {name: steps.target for name, steps in told.items() if steps.target is not None})
-    rows = compared({name: steps.rows for name, steps in told.items()}, {}).rows
+    first = sorted(told[:MOST_CURVES], key=lambda pair: int(pair[0]["number"]))
+    names: dict[str, JSON] = {}
+    for trial, _ in first:
+        name = ", ".join(str(shown(value)) for value in trial["point"].values())
+        names[f"{name} ({trial['number']})" if name in names else name] = trial  # rounded, two points may look the same
+    drawn = compared(
+        {name: steps.rows for name, (_, steps) in zip(names, first, strict=True)},
+        {name: steps.target for name, (_, steps) in zip(names, first, strict=True) if steps.target is not None},
+        heading=", ".join(headings.get(key, key) for key in first[0][0]["point"]),
+        looks=_looks(names),
+    )
+    rows = compared({configuration(trial, headings): steps.rows for trial, steps in told}, {}).rows
     return {"curves.png": png(drawn.figure), "curves.csv": csv_of(rows)}
+
+
+def _looks(names: Mapping[str, JSON]) -> dict[str, tuple[int, int]] | None:
+    """A colour for each value of the first key and a line style for each setting of the rest; None where there are too many."""
+    told = {name: [str(shown(value)) for value in trial["point"].values()] for name, trial in names.items()}
+    colours = list(dict.fromkeys(values[0] for values in told.values()))
+    lines = list(dict.fromkeys(tuple(values[1:]) for values in told.values()))
+    if len(colours) > len(COLOURS) or len(lines) > len(LINES):
+        return None
+    return {name: (colours.index(values[0]), lines.index(tuple(values[1:]))) for name, values in told.items()}
 
 
 def _spread(good: Sequence[JSON], on: Sequence[int], held_of: Callable[[JSON], Held | None]) -> dict[str, bytes]:
