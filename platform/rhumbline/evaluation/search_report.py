@@ -86,7 +86,8 @@ def write_report(
     if chosen is not None:
         files["front.csv"] = csv_of([row for row in rows if row["front"]])
         files |= {file: png(figure) for file, figure in draw(trials, metrics, headings).items()}
-        files |= _curves(trials, metrics, headings, steps_of) | _spread(counted(trials, metrics), on, held_of)
+        ranked = sorted(counted(trials, metrics), key=lambda one: (one["number"] not in on, int(one["number"])))
+        files |= _curves(ranked, headings, steps_of) | _spread(ranked, held_of)
         figures = ", ".join(f"{figure} {chosen['figures'][figure]:.4g}" for figure in metrics)
         said = f"# Trial {chosen['number']} of the search {name}: {rule}.\n# {figures}\n"
         files["best.yaml"] = (said + recipe_of(chosen)).encode()
@@ -162,12 +163,10 @@ def page(
 
 
 def _curves(
-    trials: Sequence[JSON], metrics: Metrics, headings: Mapping[str, str], steps_of: Callable[[JSON], Steps | None]
+    ranked: Sequence[JSON], headings: Mapping[str, str], steps_of: Callable[[JSON], Steps | None]
 ) -> dict[str, bytes]:
-    """curves.png and curves.csv of the trials that count, where they learn online; those of the front come first."""
-    on = set(front(trials, metrics))
-    by_rank = sorted(counted(trials, metrics), key=lambda trial: (trial["number"] not in on, int(trial["number"])))
-    told = [(trial, steps) for trial in by_rank if (steps := steps_of(trial)) is not None]
+    """curves.png and curves.csv of the trials that learn online; of too many for an eye the first ones are drawn."""
+    told = [(trial, steps) for trial in ranked if (steps := steps_of(trial)) is not None]
     if not told:
         return {}
     first = sorted(told[:MOST_CURVES], key=lambda pair: int(pair[0]["number"]))
@@ -195,19 +194,19 @@ def _looks(names: Mapping[str, JSON]) -> dict[str, tuple[int, int]] | None:
     return {name: (colours.index(values[0]), lines.index(tuple(values[1:]))) for name, values in told.items()}
 
 
-def _spread(good: Sequence[JSON], on: Sequence[int], held_of: Callable[[JSON], Held | None]) -> dict[str, bytes]:
+def _spread(ranked: Sequence[JSON], held_of: Callable[[JSON], Held | None]) -> dict[str, bytes]:
     """spread.png and spread.csv: every objective over the held-out prompts, a box per trial, where all have the same objectives.
 
     The initial policy stands beside them where it was the same answers in every trial.
     """
-    found = {int(trial["number"]): held for trial in good if (held := held_of(trial)) is not None}
+    found = {int(trial["number"]): held for trial in ranked if (held := held_of(trial)) is not None}
     if not found or len({tuple(held.last["objectives"]) for held in found.values()}) > 1:
         return {}
     starts = [held.initial for held in found.values() if held.initial is not None]
     same = len(starts) == len(found) and all(start["per_prompt"] == starts[0]["per_prompt"] for start in starts)
     initial = starts[0] if same else None
     named = {number: {**held.last, "label": str(number)} for number, held in found.items()}
-    shown_first = sorted(sorted(named, key=lambda number: (number not in on, number))[:MOST_CURVES])
+    shown_first = sorted(list(named)[:MOST_CURVES])
     with matplotlib.rc_context(STYLE):
         drawn = distributions([named[number] for number in shown_first], initial)
         drawn.figure.axes[-1].set_xlabel("trial")
